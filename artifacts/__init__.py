@@ -1,0 +1,1 @@
+"""The content-addressed store and the shards in it. Source only: nothing generated lands here."""

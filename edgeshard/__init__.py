@@ -1,0 +1,1 @@
+"""EdgeShard: one language model over the unequal devices that people already own."""

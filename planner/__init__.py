@@ -1,0 +1,1 @@
+"""Profile and manifest to plan: pure functions over frozen values."""

@@ -1,0 +1,1 @@
+"""What crosses a boundary: the files that commands exchange, as frozen types and JSON Schemas."""

@@ -1,0 +1,93 @@
+"""The plan file: which device runs which units, and what that is predicted to cost.
+
+source ─► stage 0 [0, a) ─► stage 1 [a, b) ─► … ─► last stage [z, num_units) ─► source
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from msgspec import Meta
+
+from edgeshard.schemas.common import Count, Digest, Name, Objective, Positive, Schema, Seconds
+
+
+class MemoryUse(Schema, frozen=True, kw_only=True):
+    """What a stage is predicted to hold, in bytes, beside the device's limit."""
+
+    baseline_bytes: Count
+    weights_bytes: Count
+    kv_bytes: Count
+    workspace_bytes: Count
+    limit_bytes: Count
+
+    @property
+    def total_bytes(self) -> int:
+        """Everything together."""
+        return self.baseline_bytes + self.weights_bytes + self.kv_bytes + self.workspace_bytes
+
+
+class Stage(Schema, frozen=True, kw_only=True):
+    """Units `[start, stop)` on a device with a provider.
+
+    Attributes:
+        decode_seconds: predicted compute of one decode step.
+        prefill_seconds: predicted compute of the whole prompt.
+        hop_seconds: predicted time of one decode step's frame to the next stage, or of the token
+            back to the source for the last one.
+    """
+
+    device: Name
+    provider: str
+    start: Count
+    stop: Positive
+    decode_seconds: Seconds
+    prefill_seconds: Seconds
+    hop_seconds: Seconds
+    memory: MemoryUse
+
+
+class Alternative(Schema, frozen=True, kw_only=True):
+    """What another arrangement would do, and why it was not taken.
+
+    Attributes:
+        missing_bytes: memory that the device lacks for it; 0 where it would fit.
+    """
+
+    device: Name
+    decode_seconds: Seconds
+    missing_bytes: Count
+
+
+class LeftOut(Schema, frozen=True, kw_only=True):
+    """A device that the plan does not use, and why."""
+
+    device: Name
+    reason: str
+
+
+class Plan(Schema, frozen=True, kw_only=True):
+    """Stages in the order of the chain, with what they are predicted to do.
+
+    Attributes:
+        prompt_tokens: prompt length that the predictions assume.
+        token_seconds: predicted time from one token to the next of a single request.
+        tokens_per_second: predicted rate with enough requests in flight.
+        bottleneck: the slowest stage or link, in words.
+        one_device: what one device alone would do, memory aside; best first.
+    """
+
+    format: Literal["edgeshard.plan/1"] = "edgeshard.plan/1"
+    model: Digest
+    objective: Objective
+    source: Name
+    context: Positive
+    slots: Positive
+    prompt_tokens: Positive
+    stages: Annotated[tuple[Stage, ...], Meta(min_length=1)]
+    token_seconds: Seconds
+    first_token_seconds: Seconds
+    tokens_per_second: float
+    bottleneck: str
+    one_device: tuple[Alternative, ...]
+    left_out: tuple[LeftOut, ...]
