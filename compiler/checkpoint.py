@@ -1,0 +1,84 @@
+"""What a checkpoint gives the compiler, whatever file format it comes in.
+
+Tensors are named as Hugging Face's Llama names them, without the leading `model.`
+(`layers.0.self_attn.q_proj.weight`), and have its row order.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+import transformers
+from numpy.typing import NDArray
+
+from edgeshard.errors import InputError
+from edgeshard.schemas.common import Digest
+
+ARCHITECTURES = ("llama",)
+
+
+class Checkpoint(Protocol):
+    """Read access to a checkpoint; one tensor at a time is in memory."""
+
+    kind: Literal["gguf", "safetensors"]
+    path: Path
+    config: transformers.PretrainedConfig
+
+    def digest(self) -> Digest:
+        """Digest of everything that the model is made from."""
+
+    def names(self) -> set[str]:
+        """Names of all tensors."""
+
+    def stored_type(self, name: str) -> str:
+        """How a tensor is stored: `F32`, `F16`, `BF16`, `Q4_0`, …"""
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A tensor's shape as the model sees it, `[rows, columns]` for a matrix."""
+
+    def floats(self, name: str) -> NDArray[np.float32]:
+        """A tensor as float32, dequantised where needed."""
+
+    def gguf_blocks(self, name: str) -> NDArray[np.uint8]:
+        """Rows of a block-quantised tensor as stored, `[rows, bytes]`."""
+
+    def tokenizer(self) -> transformers.PreTrainedTokenizerBase | None:
+        """The tokenizer that came with the checkpoint, if one did."""
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Open a Hugging Face folder or a GGUF file.
+
+    Raises:
+        InputError: missing, truncated, of an unsupported architecture, or in a format that is
+            refused (pickled weights).
+    """
+    from edgeshard.compiler.gguf_checkpoint import GgufCheckpoint
+    from edgeshard.compiler.safetensors_checkpoint import SafetensorsCheckpoint
+
+    if path.is_dir():
+        return SafetensorsCheckpoint(path)
+    if path.suffix == ".gguf" and path.is_file():
+        return GgufCheckpoint(path)
+    if not path.exists():
+        raise InputError(f"no checkpoint at {path}; give a Hugging Face folder or a .gguf file")
+    raise InputError(f"{path} is neither a Hugging Face folder nor a .gguf file")
+
+
+def check_architecture(model_type: str, config: transformers.PretrainedConfig | None) -> None:
+    """Refuse by name what the compiler does not support.
+
+    Raises:
+        InputError: names the architecture or the setting, and lists what is supported.
+    """
+    if model_type not in ARCHITECTURES:
+        known = ", ".join(ARCHITECTURES)
+        raise InputError(f"architecture {model_type!r} is not supported; supported: {known}")
+    if config is None:
+        return
+    if getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None):
+        raise InputError("mixture-of-experts models are not supported yet")
+    if config.hidden_act != "silu":
+        raise InputError(f"activation {config.hidden_act!r} is not supported; supported: silu")

@@ -1,0 +1,122 @@
+"""How a weight matrix `[N, K]` lies in a blob, and what turns it into that and back.
+
+    float          weight   f32 [N, K]
+    blocks         codes    u8  [N, K*bits/8]   low nibble first
+                   scales   f32 [N, K/block]        w = scale · (code − 2^(bits−1))
+    offset_blocks  the same, and
+                   offsets  f32 [K/block, N]        w = scale · (code − 8) + offset
+
+N rows (outputs), K columns (inputs). GGUF's Q4_0 and Q8_0 are `blocks` of 32, and Q4_1, whose blocks
+have a minimum m, is `offset_blocks` with offset = m + 8 · scale: the symmetric kernel stays fast and
+the rest is a small float product over block sums of the input. All three are imported bit for bit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.generic]
+Floats = NDArray[np.float32]
+GGUF_BLOCK = 32
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """A way to store a matrix; `bits` and `block` are 32 and 1 for floats."""
+
+    kind: Literal["float", "blocks", "offset_blocks"]
+    bits: int = 32
+    block: int = 1
+
+    def parts(self, rows: int, columns: int) -> dict[str, tuple[type[np.generic], tuple[int, int]]]:
+        """Type and shape of every part of a `[rows, columns]` matrix, in the order of a blob."""
+        if self.kind == "float":
+            return {"weight": (np.float32, (rows, columns))}
+        num_blocks = columns // self.block
+        parts: dict[str, tuple[type[np.generic], tuple[int, int]]] = {
+            "scales": (np.float32, (rows, num_blocks)),
+            "codes": (np.uint8, (rows, columns * self.bits // 8)),
+        }
+        if self.kind == "offset_blocks":
+            parts["offsets"] = (np.float32, (num_blocks, rows))
+        return parts
+
+
+FLOAT = Encoding("float")
+STORED: dict[str, Encoding] = {
+    "Q4_0": Encoding("blocks", 4, GGUF_BLOCK),
+    "Q4_1": Encoding("offset_blocks", 4, GGUF_BLOCK),
+    "Q8_0": Encoding("blocks", 8, GGUF_BLOCK),
+}
+
+
+def block_encoding(bits: int, columns: int) -> Encoding:
+    """The encoding for `bits` that fits `columns`: the largest block of 64, 32 or 16, else floats.
+
+    A block of 64 with its float32 scale costs 4.5 bits a weight at 4 bits, as much as GGUF's Q4_0.
+    """
+    for block in (64, 32, 16):
+        if columns % block == 0:
+            return Encoding("blocks", bits, block)
+    return FLOAT
+
+
+def quantise(weight: Floats, encoding: Encoding) -> dict[str, Array]:
+    """Encode a float matrix symmetrically, each block scaled by its value of largest magnitude."""
+    if encoding.kind == "float":
+        return {"weight": np.ascontiguousarray(weight, np.float32)}
+    rows, columns = weight.shape
+    blocks = weight.reshape(rows, columns // encoding.block, encoding.block)
+    zero = 2 ** (encoding.bits - 1)
+    index = np.abs(blocks).argmax(axis=2)[:, :, None]
+    peak = np.take_along_axis(blocks, index, axis=2)
+    # The peak lands on code 0: that side of the grid has one step more.
+    scales = (peak / -zero).astype(np.float32)
+    inverse = np.divide(1.0, scales, out=np.zeros_like(scales), where=scales != 0)
+    codes = np.clip(np.rint(blocks * inverse) + zero, 0, 2 * zero - 1).astype(np.uint8)
+    return {
+        "scales": scales[:, :, 0],
+        "codes": _pack(codes.reshape(rows, columns), encoding.bits),
+    }
+
+
+def import_gguf(raw: NDArray[np.uint8], stored_type: str) -> dict[str, Array]:
+    """Repack rows of GGUF blocks `[N, bytes]` without requantising."""
+    encoding = STORED[stored_type]
+    header = {"Q4_0": 2, "Q4_1": 4, "Q8_0": 2}[stored_type]
+    size = header + GGUF_BLOCK * encoding.bits // 8
+    rows = raw.shape[0]
+    blocks = raw.reshape(rows, -1, size)
+    constants = np.ascontiguousarray(blocks[:, :, :header]).view(np.float16).astype(np.float32)
+    scales, body = constants[:, :, 0], blocks[:, :, header:]
+    if encoding.bits == 8:
+        return {"scales": scales, "codes": (body ^ 0x80).reshape(rows, -1)}
+    # GGUF keeps value j and value j + 16 of a block in one byte.
+    codes = np.concatenate((body & 0x0F, body >> 4), axis=2).reshape(rows, -1)
+    parts: dict[str, Array] = {"scales": scales, "codes": _pack(codes, 4)}
+    if encoding.kind == "offset_blocks":
+        parts["offsets"] = np.ascontiguousarray((constants[:, :, 1] + 8 * scales).T)
+    return parts
+
+
+def decode(parts: dict[str, Array], encoding: Encoding) -> Floats:
+    """Reproduce the float matrix `[N, K]` from its parts."""
+    if encoding.kind == "float":
+        return np.asarray(parts["weight"], np.float32)
+    codes = np.asarray(parts["codes"], np.uint8)
+    if encoding.bits == 4:
+        codes = np.stack((codes & 0x0F, codes >> 4), axis=-1).reshape(codes.shape[0], -1)
+    rows, columns = codes.shape
+    signed = codes.astype(np.float32) - 2 ** (encoding.bits - 1)
+    blocks = signed.reshape(rows, -1, encoding.block) * parts["scales"][:, :, None]
+    if encoding.kind == "offset_blocks":
+        blocks = blocks + parts["offsets"].T[:, :, None]
+    return np.asarray(blocks.reshape(rows, columns), np.float32)
+
+
+def _pack(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
+    return codes if bits == 8 else codes[:, 0::2] | (codes[:, 1::2] << 4)

@@ -1,0 +1,145 @@
+"""The `ort` target: ONNX Runtime's own fused operators, written for its CPU and CUDA providers.
+
+    norm       SimplifiedLayerNormalization (with the residual, SkipSimplifiedLayerNormalization)
+    product    FusedMatMul for floats, MatMulNBits for blocks
+    embedding  Gather, GatherBlockQuantized
+    attention  GroupQueryAttention: packed input, rotary inside, keys and values written in place
+
+The operators' definitions: onnxruntime, docs/ContribOperators.md.
+"""
+
+from __future__ import annotations
+
+from onnx import TensorProto
+
+from edgeshard.compiler.encoding import Encoding
+from edgeshard.compiler.graph import MICROSOFT, GraphBuilder
+from edgeshard.compiler.lowering import Lowering, tables
+from edgeshard.compiler.semantic import Node
+from edgeshard.errors import InputError
+
+# int8 activations against 4- and 8-bit weights: the fast kernel, and the same bits in any batch.
+ACCURACY_LEVEL = 4
+
+
+class OrtLowering(Lowering):
+    """Lowers to com.microsoft operators."""
+
+    target = "ort"
+    kv_layout = "static"
+    float_opset = 17
+    block_opset = 17
+
+    def norm(self, graph: GraphBuilder, x: str, weight: str, epsilon: float) -> str:
+        """See `Lowering.norm`."""
+        return graph.op(
+            "SimplifiedLayerNormalization", [x, weight], axis=-1, epsilon=epsilon, stash_type=1
+        )
+
+    def product(
+        self, graph: GraphBuilder, x: str, weight: str, encoding: Encoding, rows: int, columns: int
+    ) -> str:
+        """See `Lowering.product`."""
+        at = weight.split(":")[1]
+        if encoding.kind == "float":
+            matrix = graph.weight(f"{weight}.weight", TensorProto.FLOAT, (rows, columns))
+            return graph.op("FusedMatMul", [x, matrix], domain=MICROSOFT, at=at, transB=1)
+        blocks = columns // encoding.block
+        stride = encoding.block * encoding.bits // 8
+        codes = graph.weight(f"{weight}.codes", TensorProto.UINT8, (rows, blocks, stride))
+        scales = graph.weight(f"{weight}.scales", TensorProto.FLOAT, (rows, blocks))
+        y = graph.op(
+            "MatMulNBits",
+            [x, codes, scales],
+            domain=MICROSOFT,
+            at=at,
+            K=columns,
+            N=rows,
+            bits=encoding.bits,
+            block_size=encoding.block,
+            accuracy_level=ACCURACY_LEVEL,
+        )
+        if encoding.kind == "blocks":
+            return y
+        offsets = graph.weight(f"{weight}.offsets", TensorProto.FLOAT, (blocks, rows))
+        sums = self._block_sums(graph, x, blocks, encoding.block)
+        return graph.op("Add", [y, graph.op("MatMul", [sums, offsets], at=at)], at=at)
+
+    def _block_sums(self, graph: GraphBuilder, x: str, blocks: int, block: int) -> str:
+        """Sums of `block` neighbouring inputs; products of the same input share them."""
+        key = f"{x}/{block}"
+        if key not in graph.shared:
+            split = graph.op("Reshape", [x, graph.integers(0, 0, blocks, block)])
+            axes = graph.integers(-1)
+            graph.shared[key] = graph.op("ReduceSum", [split, axes], keepdims=0)
+        return graph.shared[key]
+
+    def gather(self, graph: GraphBuilder, tokens: str, weight: str, encoding: Encoding) -> str:
+        """See `Lowering.gather`."""
+        rows, columns = self.shape.vocab_size, self.shape.hidden_size
+        if encoding.kind == "float":
+            matrix = graph.weight(f"{weight}.weight", TensorProto.FLOAT, (rows, columns))
+            return graph.op("Gather", [matrix, tokens])
+        blocks = columns // encoding.block
+        width = columns * encoding.bits // 8
+        codes = graph.weight(f"{weight}.codes", TensorProto.UINT8, (rows, width))
+        scales = graph.weight(f"{weight}.scales", TensorProto.FLOAT, (rows, blocks))
+        y = graph.op(
+            "GatherBlockQuantized",
+            [codes, tokens, scales],
+            domain=MICROSOFT,
+            bits=encoding.bits,
+            block_size=encoding.block,
+            gather_axis=0,
+            quantize_axis=1,
+        )
+        if encoding.kind == "blocks":
+            return y
+        offsets = graph.weight(f"{weight}.offsets", TensorProto.FLOAT, (blocks, rows))
+        picked = graph.op("Gather", [offsets, tokens], axis=1)  # [blocks, B, S]
+        picked = graph.op("Transpose", [picked], perm=[1, 2, 0])
+        picked = graph.op("Unsqueeze", [picked, graph.integers(-1)])
+        split = graph.op("Reshape", [y, graph.integers(0, 0, blocks, encoding.block)])
+        return graph.op(
+            "Reshape", [graph.op("Add", [split, picked]), graph.integers(0, 0, columns)]
+        )
+
+    def position_inputs(self, graph: GraphBuilder) -> None:
+        """See `Lowering.position_inputs`."""
+        graph.input("seqlens_k", TensorProto.INT32, ("B",))
+        graph.input("total_sequence_length", TensorProto.INT32, (1,))
+
+    def attention(self, graph: GraphBuilder, qkv: str, node: Node) -> str:
+        """See `Lowering.attention`."""
+        head_dim, num_kv_heads = node.integer("head_dim"), node.integer("num_kv_heads")
+        if head_dim % 16:
+            raise InputError(
+                f"head size {head_dim} is not a multiple of 16, which ONNX Runtime's fused rotary "
+                "attention needs; compile with --target portable"
+            )
+        cache = ("B", num_kv_heads, "C", head_dim)
+        place = graph.place
+        past = [
+            graph.input(f"{place}.past_{part}", TensorProto.FLOAT, cache)
+            for part in ("key", "value")
+        ]
+        present = [
+            graph.output(f"{place}.present_{part}", TensorProto.FLOAT, cache)
+            for part in ("key", "value")
+        ]
+        cos, sin = (
+            graph.weight(f"rope:{name}", TensorProto.FLOAT, tables(self.shape))
+            for name in ("cos", "sin")
+        )
+        lengths = ["seqlens_k", "total_sequence_length"]
+        return graph.op(
+            "GroupQueryAttention",
+            [qkv, "", "", *past, *lengths, cos, sin],
+            domain=MICROSOFT,
+            outputs=[f"{place}/attention/output_0", *present],
+            num_heads=node.integer("num_heads"),
+            kv_num_heads=num_kv_heads,
+            scale=node.number("scale"),
+            do_rotary=1,
+            rotary_interleaved=0,
+        )

@@ -1,0 +1,187 @@
+"""The `portable` target: standard ONNX operators only, for any provider and for old builds.
+
+Opset 17 for floats. Block-quantised weights need `DequantizeLinear` with blocks: opset 21. Keys and
+values are appended: the cache that comes out is the one that went in with the new positions behind.
+Axes: B batch, S new positions, T all positions, H query heads, G queries per KV head, D channels.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from onnx import TensorProto
+
+from edgeshard.compiler.encoding import Encoding
+from edgeshard.compiler.graph import GraphBuilder
+from edgeshard.compiler.lowering import Lowering, tables
+from edgeshard.compiler.semantic import Node
+
+
+class PortableLowering(Lowering):
+    """Lowers to operators of the standard domain."""
+
+    target = "portable"
+    kv_layout = "append"
+    float_opset = 17
+    block_opset = 21
+
+    def norm(self, graph: GraphBuilder, x: str, weight: str, epsilon: float) -> str:
+        """See `Lowering.norm`."""
+        square = graph.op("Mul", [x, x])
+        if self.opset < 18:
+            mean = graph.op("ReduceMean", [square], axes=[-1], keepdims=1)
+        else:
+            mean = graph.op("ReduceMean", [square, graph.integers(-1)], keepdims=1)
+        small = graph.constant(np.float32(epsilon).reshape(1))
+        root = graph.op("Sqrt", [graph.op("Add", [mean, small])])
+        return graph.op("Mul", [graph.op("Div", [x, root]), weight])
+
+    def product(
+        self, graph: GraphBuilder, x: str, weight: str, encoding: Encoding, rows: int, columns: int
+    ) -> str:
+        """See `Lowering.product`."""
+        at = weight.split(":")[1]
+        matrix = self._matrix(graph, weight, encoding, rows, columns)
+        transposed = graph.op("Transpose", [matrix], at=at, perm=[1, 0])
+        return graph.op("MatMul", [x, transposed], at=at)
+
+    def _matrix(
+        self, graph: GraphBuilder, weight: str, encoding: Encoding, rows: int, columns: int
+    ) -> str:
+        """The float matrix `[rows, columns]`, dequantised in the graph."""
+        if encoding.kind == "float":
+            return graph.weight(f"{weight}.weight", TensorProto.FLOAT, (rows, columns))
+        at = weight.split(":")[1]
+        kind = TensorProto.UINT4 if encoding.bits == 4 else TensorProto.UINT8
+        blocks = columns // encoding.block
+        codes = graph.weight(f"{weight}.codes", kind, (rows, columns))
+        scales = graph.weight(f"{weight}.scales", TensorProto.FLOAT, (rows, blocks))
+        zeros = graph.weight(f"zeros{encoding.bits}:zeros", kind, (rows, blocks))
+        matrix = graph.op(
+            "DequantizeLinear", [codes, scales, zeros], at=at, axis=1, block_size=encoding.block
+        )
+        if encoding.kind == "blocks":
+            return matrix
+        offsets = graph.weight(f"{weight}.offsets", TensorProto.FLOAT, (blocks, rows))
+        offsets = graph.op("Transpose", [offsets], at=at, perm=[1, 0])
+        offsets = graph.op("Unsqueeze", [offsets, graph.integers(-1)], at=at)
+        split = graph.op("Reshape", [matrix, graph.integers(rows, blocks, encoding.block)], at=at)
+        shifted = graph.op("Add", [split, offsets], at=at)
+        return graph.op("Reshape", [shifted, graph.integers(rows, columns)], at=at)
+
+    def gather(self, graph: GraphBuilder, tokens: str, weight: str, encoding: Encoding) -> str:
+        """See `Lowering.gather`; picks rows of codes first, so that no whole table is dequantised."""
+        rows, columns = self.shape.vocab_size, self.shape.hidden_size
+        if encoding.kind == "float":
+            matrix = graph.weight(f"{weight}.weight", TensorProto.FLOAT, (rows, columns))
+            return graph.op("Gather", [matrix, tokens])
+        blocks, width = columns // encoding.block, columns * encoding.bits // 8
+        codes = graph.weight(f"{weight}.codes", TensorProto.UINT8, (rows, width))
+        codes = graph.op("Gather", [codes, tokens])
+        values = graph.op("Cast", [codes], to=TensorProto.FLOAT)
+        if encoding.bits == 4:
+            values = self._unpack(graph, values)
+        zero = graph.constant(np.full(1, 2 ** (encoding.bits - 1), np.float32))
+        values = graph.op("Sub", [values, zero])
+        split = graph.op("Reshape", [values, graph.integers(0, 0, blocks, encoding.block)])
+        scales = graph.weight(f"{weight}.scales", TensorProto.FLOAT, (rows, blocks))
+        scales = graph.op("Gather", [scales, tokens])
+        last = graph.integers(-1)
+        result = graph.op("Mul", [split, graph.op("Unsqueeze", [scales, last])])
+        if encoding.kind == "offset_blocks":
+            offsets = graph.weight(f"{weight}.offsets", TensorProto.FLOAT, (blocks, rows))
+            picked = graph.op("Gather", [offsets, tokens], axis=1)
+            picked = graph.op("Transpose", [picked], perm=[1, 2, 0])
+            result = graph.op("Add", [result, graph.op("Unsqueeze", [picked, last])])
+        return graph.op("Reshape", [result, graph.integers(0, 0, columns)])
+
+    def _unpack(self, graph: GraphBuilder, values: str) -> str:
+        """Split bytes, as floats, into their low and high nibbles, side by side."""
+        sixteen = graph.constant(np.full(1, 16, np.float32))
+        high = graph.op("Floor", [graph.op("Div", [values, sixteen])])
+        low = graph.op("Sub", [values, graph.op("Mul", [high, sixteen])])
+        last = graph.integers(-1)
+        pair = [graph.op("Unsqueeze", [part, last]) for part in (low, high)]
+        both = graph.op("Concat", pair, axis=-1)
+        return graph.op("Reshape", [both, graph.integers(0, 0, self.shape.hidden_size)])
+
+    def position_inputs(self, graph: GraphBuilder) -> None:
+        """See `Lowering.position_inputs`."""
+        graph.input("position_ids", TensorProto.INT64, ("B", "S"))
+
+    def attention(self, graph: GraphBuilder, qkv: str, node: Node) -> str:
+        """See `Lowering.attention`."""
+        place, heads, kv = graph.place, node.integer("num_heads"), node.integer("num_kv_heads")
+        size = node.integer("head_dim")
+        sizes = graph.integers(heads * size, kv * size, kv * size)
+        names = [f"{place}/attention/{part}" for part in ("query", "key", "value")]
+        graph.op("Split", [qkv, sizes], outputs=names, axis=-1)
+        query, key, value = (
+            self._heads(graph, name, count, size)
+            for name, count in zip(names, (heads, kv, kv), strict=True)
+        )
+        query, key = self._rotate(graph, query, size), self._rotate(graph, key, size)
+        key, value = (
+            self._append(graph, "key", key, node),
+            self._append(graph, "value", value, node),
+        )
+        # [B, H, S, D] as [B, KV, G*S, D]: the queries of a group share a key head.
+        group = heads // kv
+        query = graph.op("Reshape", [query, graph.integers(0, kv, group, -1, size)])
+        key = graph.op(
+            "Unsqueeze", [graph.op("Transpose", [key], perm=[0, 1, 3, 2]), graph.integers(2)]
+        )
+        scale = graph.constant(np.full(1, node.number("scale"), np.float32))
+        scores = graph.op("Mul", [graph.op("MatMul", [query, key]), scale])  # [B, KV, G, S, T]
+        weights = graph.op("Softmax", [self._mask(graph, scores, value)], axis=-1)
+        value = graph.op("Unsqueeze", [value, graph.integers(2)])
+        mixed = graph.op("MatMul", [weights, value])  # [B, KV, G, S, D]
+        mixed = graph.op("Reshape", [mixed, graph.integers(0, heads, -1, size)])
+        mixed = graph.op("Transpose", [mixed], perm=[0, 2, 1, 3])
+        return graph.op("Reshape", [mixed, graph.integers(0, 0, heads * size)])
+
+    def _heads(self, graph: GraphBuilder, x: str, count: int, size: int) -> str:
+        split = graph.op("Reshape", [x, graph.integers(0, 0, count, size)])
+        return graph.op("Transpose", [split], perm=[0, 2, 1, 3])
+
+    def _rotate(self, graph: GraphBuilder, x: str, size: int) -> str:
+        """Rotate pairs (channel c, channel c + D/2) by the angle of the position."""
+        key = "rotary"
+        if key not in graph.shared:
+            for name in ("cos", "sin"):
+                table = graph.weight(f"rope:{name}", TensorProto.FLOAT, tables(self.shape))
+                rows = graph.op("Gather", [table, "position_ids"])
+                graph.shared[name] = graph.op("Unsqueeze", [rows, graph.integers(1)])
+            graph.shared[key] = key
+        cos, sin = graph.shared["cos"], graph.shared["sin"]
+        at = x.rsplit("/", 2)[-2]
+        halves = [f"{graph.place}/attention/{at}/half_{i}" for i in (0, 1)]
+        graph.op("Split", [x, graph.integers(size // 2, size // 2)], outputs=halves, axis=-1)
+        low = graph.op(
+            "Sub", [graph.op("Mul", [halves[0], cos]), graph.op("Mul", [halves[1], sin])]
+        )
+        high = graph.op(
+            "Add", [graph.op("Mul", [halves[1], cos]), graph.op("Mul", [halves[0], sin])]
+        )
+        return graph.op("Concat", [low, high], axis=-1)
+
+    def _append(self, graph: GraphBuilder, part: str, new: str, node: Node) -> str:
+        kv, size = node.integer("num_kv_heads"), node.integer("head_dim")
+        past = graph.input(f"{graph.place}.past_{part}", TensorProto.FLOAT, ("B", kv, "past", size))
+        present = graph.output(
+            f"{graph.place}.present_{part}", TensorProto.FLOAT, ("B", kv, "T", size)
+        )
+        return graph.op("Concat", [past, new], axis=2, outputs=[present])
+
+    def _mask(self, graph: GraphBuilder, scores: str, value: str) -> str:
+        """Hide positions behind the query's own: key t is seen by the query at p where t <= p."""
+        total = graph.op(
+            "Gather", [graph.op("Shape", [value]), graph.constant(np.array(2, np.int64))]
+        )
+        zero, one = (graph.constant(np.array(i, np.int64)) for i in (0, 1))
+        keys = graph.op("Range", [zero, total, one])  # [T]
+        queries = graph.op(
+            "Unsqueeze", ["position_ids", graph.integers(1, 2, 4)]
+        )  # [B, 1, 1, S, 1]
+        hidden = graph.op("Greater", [keys, queries])
+        lowest = graph.constant(np.array(np.finfo(np.float32).min, np.float32))
+        return graph.op("Where", [hidden, lowest, scores])

@@ -1,0 +1,134 @@
+"""Hugging Face folders: `config.json` and safetensors, in one file or several with an index."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import transformers
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+
+from edgeshard.compiler.checkpoint import check_architecture
+from edgeshard.errors import InputError
+
+_TYPES = {"F32", "F16", "BF16"}
+_PICKLED = ("*.bin", "*.pt", "*.pth")
+
+
+class SafetensorsCheckpoint:
+    """A folder with `config.json` and `model.safetensors`, or its shards and their index."""
+
+    kind: Literal["safetensors"] = "safetensors"
+
+    def __init__(self, path: Path) -> None:
+        """Open a folder; its tensors stay on disk.
+
+        Raises:
+            InputError: a file is missing or truncated, the weights are pickled, or the architecture
+                is not supported.
+        """
+        self.path = path
+        plain = self._json("config.json")
+        check_architecture(str(plain.get("model_type")), None)
+        self.config: transformers.PretrainedConfig = transformers.AutoConfig.from_pretrained(path)
+        check_architecture(self.config.model_type, self.config)
+        self._files: dict[str, Path] = {}
+        self._open_files: dict[Path, safe_open] = {}
+        for file in self._weight_files():
+            try:
+                handle = safe_open(file, framework="pt")
+            except (SafetensorError, OSError) as error:
+                raise InputError(f"{file} is not whole: {error}; fetch it again") from error
+            self._open_files[file] = handle
+            self._files.update(dict.fromkeys(handle.keys(), file))
+
+    def _weight_files(self) -> list[Path]:
+        single = self.path / "model.safetensors"
+        if single.exists():
+            return [single]
+        if (self.path / "model.safetensors.index.json").exists():
+            index = self._json("model.safetensors.index.json").get("weight_map")
+            if not isinstance(index, dict):
+                raise InputError(f"{self.path}/model.safetensors.index.json has no weight_map")
+            names = sorted(set(map(str, index.values())))
+            for name in names:
+                if Path(name).name != name:
+                    raise InputError(f"the index of {self.path} names {name!r}, not a plain file")
+                if not (self.path / name).exists():
+                    raise InputError(f"{self.path / name} is missing; fetch the whole checkpoint")
+            return [self.path / name for name in names]
+        if any(next(self.path.glob(pattern), None) for pattern in _PICKLED):
+            raise InputError(
+                f"{self.path} has pickled weights only, which can run code when read; "
+                "convert them to safetensors with transformers' save_pretrained"
+            )
+        raise InputError(f"{self.path} has no model.safetensors; give a whole checkpoint")
+
+    def _json(self, name: str) -> dict[str, object]:
+        try:
+            plain = json.loads((self.path / name).read_text("utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError(f"cannot read {self.path / name}: {error}") from error
+        if not isinstance(plain, dict):
+            raise InputError(f"{self.path / name} is not a JSON object")
+        return plain
+
+    def digest(self) -> str:
+        """See `Checkpoint.digest`; covers the configuration, the tokenizer and all weights."""
+        total = hashlib.sha256()
+        extras = (
+            "config.json",
+            "generation_config.json",
+            "tokenizer.json",
+            "tokenizer_config.json",
+            "chat_template.jinja",
+        )
+        paths = [self.path / name for name in extras if (self.path / name).exists()]
+        for path in [*paths, *sorted(self._open_files)]:
+            with path.open("rb") as file:
+                total.update(f"{path.name} ".encode())
+                total.update(hashlib.file_digest(file, "sha256").digest())
+        return f"sha256:{total.hexdigest()}"
+
+    def names(self) -> set[str]:
+        """See `Checkpoint.names`."""
+        return {name.removeprefix("model.") for name in self._files}
+
+    def _raw(self, name: str) -> str:
+        return name if name in self._files else f"model.{name}"
+
+    def stored_type(self, name: str) -> str:
+        """See `Checkpoint.stored_type`."""
+        raw = self._raw(name)
+        kind = str(self._open_files[self._files[raw]].get_slice(raw).get_dtype())
+        if kind not in _TYPES:
+            known = ", ".join(sorted(_TYPES))
+            raise InputError(f"tensor {raw} of {self.path} is {kind}; supported: {known}")
+        return kind
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """See `Checkpoint.shape`."""
+        raw = self._raw(name)
+        return tuple(self._open_files[self._files[raw]].get_slice(raw).get_shape())
+
+    def floats(self, name: str) -> NDArray[np.float32]:
+        """See `Checkpoint.floats`."""
+        raw = self._raw(name)
+        tensor = self._open_files[self._files[raw]].get_tensor(raw)
+        values: NDArray[np.float32] = tensor.to(torch.float32).numpy()
+        return values
+
+    def gguf_blocks(self, name: str) -> NDArray[np.uint8]:
+        """See `Checkpoint.gguf_blocks`; safetensors have none."""
+        raise InputError(f"tensor {name} of {self.path} is not in GGUF blocks")
+
+    def tokenizer(self) -> transformers.PreTrainedTokenizerBase | None:
+        """See `Checkpoint.tokenizer`."""
+        if not any((self.path / name).exists() for name in ("tokenizer.json", "tokenizer.model")):
+            return None
+        return transformers.AutoTokenizer.from_pretrained(self.path)

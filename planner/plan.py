@@ -1,0 +1,150 @@
+"""Make a plan: manifest and profile in, stages and their predicted cost out.
+
+    manifest ─┐
+              ├─► cost table ─► partition ─► plan
+    profile ──┘
+
+Pure: the same values give the same plan, with no clock, file or device involved.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+from edgeshard.errors import InputError
+from edgeshard.planner.alternatives import one_device
+from edgeshard.planner.costs import CostTable, build_costs
+from edgeshard.planner.left_out import why_left_out
+from edgeshard.planner.memory import stage_memory
+from edgeshard.planner.partition import Span, best_partition
+from edgeshard.planner.units import Workload
+from edgeshard.schemas.common import Objective
+from edgeshard.schemas.model import ModelManifest
+from edgeshard.schemas.plan import Plan, Stage
+from edgeshard.schemas.profile import Profile
+
+NEW_TOKENS = 128
+"""Length of the answer that the default decode context assumes."""
+
+
+def make_plan(
+    model: ModelManifest,
+    model_digest: str,
+    profile: Profile,
+    source: str,
+    objective: Objective,
+    context: int,
+    slots: int,
+    prompt_tokens: int = 128,
+    decode_context: int | None = None,
+) -> Plan:
+    """Plan a model over the devices of a profile.
+
+    Args:
+        model: the compiled model.
+        model_digest: digest of its manifest.
+        profile: what was measured.
+        source: name of the device that owns the prompts and hosts unit 0.
+        objective: `latency` or `throughput`.
+        context: positions of each slot, prompt and answer together.
+        slots: sequences held at the same time.
+        prompt_tokens: length of the prompt that is predicted.
+        decode_context: positions held at the decode step that is predicted; None: the middle of an
+            answer of 128 tokens, `prompt_tokens + 64`, or the context where that is less.
+
+    Raises:
+        InputError: an argument is out of range, or the profile is not usable.
+        PlanError: nothing fits, or the source was not measured.
+    """
+    if decode_context is None:
+        decode_context = min(prompt_tokens + NEW_TOKENS // 2, context)
+    _check("context", context, 1, model.max_context, f"the context of {model.name}")
+    _check("slots", slots, 1, None, "")
+    _check("prompt tokens", prompt_tokens, 1, context, "the planned context")
+    _check("decode context", decode_context, 0, context, "the planned context")
+    workload = Workload(context, slots, prompt_tokens, decode_context)
+    costs = build_costs(model, profile, source, workload)
+    best = best_partition(costs, objective)
+    stages = _stages(costs, best.spans)
+    way_in = costs.entry_seconds
+    token_seconds = way_in + sum(stage.decode_seconds + stage.hop_seconds for stage in stages)
+    busiest_seconds, busiest = _busiest(costs, best.spans, stages)
+    if not busiest_seconds > 0:
+        raise InputError("the profile says that every stage takes 0 s; run `esc profile` again")
+    full_slots = math.ceil(token_seconds / busiest_seconds - 1e-9)
+    if slots < full_slots:
+        busiest += f"; {full_slots} slots would fill the chain"
+    return Plan(
+        model=model_digest,
+        objective=objective,
+        source=source,
+        context=context,
+        slots=slots,
+        prompt_tokens=prompt_tokens,
+        stages=stages,
+        token_seconds=token_seconds,
+        first_token_seconds=way_in + _prefill_seconds(costs, best.spans, stages),
+        tokens_per_second=min(slots / token_seconds, 1 / busiest_seconds),
+        bottleneck=busiest,
+        one_device=one_device(costs),
+        left_out=why_left_out(costs, best, objective),
+    )
+
+
+def _check(what: str, value: int, least: int, most: int | None, limit: str) -> None:
+    if value < least:
+        raise InputError(f"{what} {value} is too small; give at least {least}")
+    if most is not None and value > most:
+        raise InputError(f"{what} {value} is more than {limit}, {most}; give at most {most}")
+
+
+def _stages(costs: CostTable, spans: tuple[Span, ...]) -> tuple[Stage, ...]:
+    stages = []
+    for index, span in enumerate(spans):
+        device = costs.devices[span.device]
+        provider = device.providers[span.provider]
+        units = slice(span.start, span.stop)
+        last = index + 1 == len(spans)
+        stages.append(
+            Stage(
+                device=device.name,
+                provider=provider.provider,
+                start=span.start,
+                stop=span.stop,
+                decode_seconds=device.step_overhead_seconds + sum(provider.decode_seconds[units]),
+                prefill_seconds=device.step_overhead_seconds + sum(provider.prefill_seconds[units]),
+                hop_seconds=costs.return_seconds[span.device]
+                if last
+                else costs.hop_seconds[span.device][spans[index + 1].device],
+                memory=stage_memory(costs, span.device, span.provider, span.start, span.stop),
+            )
+        )
+    return tuple(stages)
+
+
+def _prefill_seconds(costs: CostTable, spans: tuple[Span, ...], stages: tuple[Stage, ...]) -> float:
+    """From the first stage's start to the first token's arrival at the source."""
+    compute = sum(stage.prefill_seconds for stage in stages)
+    pairs = itertools.pairwise(spans)
+    hops = sum(costs.prefill_hop_seconds[left.device][right.device] for left, right in pairs)
+    return compute + hops + costs.return_seconds[spans[-1].device]
+
+
+def _busiest(
+    costs: CostTable, spans: tuple[Span, ...], stages: tuple[Stage, ...]
+) -> tuple[float, str]:
+    """Seconds of the slowest stage or link for one token, and its name."""
+    found = [
+        (stage.decode_seconds, f"stage {index} on {stage.device}")
+        for index, stage in enumerate(stages)
+    ]
+    found += [
+        (
+            costs.hop_busy_seconds[left.device][right.device],
+            f"link {costs.devices[left.device].name} -> {costs.devices[right.device].name}",
+        )
+        for left, right in itertools.pairwise(spans)
+    ]
+    seconds, name = max(found, key=lambda pair: pair[0])
+    return seconds, f"{name}, {seconds * 1000:.2f} ms per token"

@@ -1,0 +1,86 @@
+"""A plan as text: a row per stage, then what the whole is predicted to do. Columns align.
+
+stage  device  provider  units   weights MiB  KV MiB  total / limit MiB  decode ms  …
+0      laptop  CPU       [0, 9)         41.2    36.0      187.2 / 256.0       2.31  …
+"""
+
+from __future__ import annotations
+
+from edgeshard.planner.memory import MIB
+from edgeshard.schemas.plan import Plan
+
+HEADER = (
+    "stage",
+    "device",
+    "provider",
+    "units",
+    "weights MiB",
+    "KV MiB",
+    "total / limit MiB",
+    "decode ms",
+    "prefill ms",
+    "hop ms",
+)
+NUM_LEFT_COLUMNS = 4
+"""Columns of text, aligned left; those behind are figures."""
+
+
+def plan_rows(plan: Plan) -> list[list[str]]:
+    """The cells below `HEADER`, a row per stage."""
+    return [
+        [
+            str(index),
+            stage.device,
+            stage.provider.removesuffix("ExecutionProvider"),
+            f"[{stage.start}, {stage.stop})",
+            f"{stage.memory.weights_bytes / MIB:.1f}",
+            f"{stage.memory.kv_bytes / MIB:.1f}",
+            f"{stage.memory.total_bytes / MIB:.1f} / {stage.memory.limit_bytes / MIB:.1f}",
+            _milliseconds(stage.decode_seconds),
+            _milliseconds(stage.prefill_seconds),
+            _milliseconds(stage.hop_seconds),
+        ]
+        for index, stage in enumerate(plan.stages)
+    ]
+
+
+def plan_summary(plan: Plan) -> list[str]:
+    """What the plan is predicted to do, what limits it and what it was chosen over; a line each."""
+    compute_seconds = sum(stage.decode_seconds for stage in plan.stages)
+    lines = [
+        f"{plan.objective}: {_milliseconds(plan.token_seconds)} ms per token "
+        f"(compute {_milliseconds(compute_seconds)}, hops "
+        f"{_milliseconds(plan.token_seconds - compute_seconds)}), first token of a prompt of "
+        f"{plan.prompt_tokens} after {_milliseconds(plan.first_token_seconds)} ms",
+        f"{plan.tokens_per_second:.1f} tokens/s with {plan.slots} requests in flight",
+        f"bottleneck: {plan.bottleneck}",
+    ]
+    for alternative in plan.one_device:
+        lack = alternative.missing_bytes
+        room = f", but lacks {lack / MIB:.1f} MiB" if lack else " and has room"
+        lines.append(
+            f"one device: {alternative.device} alone would take "
+            f"{_milliseconds(alternative.decode_seconds)} ms per token{room}"
+        )
+    lines += [f"left out: {left.device}: {left.reason}" for left in plan.left_out]
+    return lines
+
+
+def plan_table(plan: Plan) -> str:
+    """The stages as an aligned table with the summary below."""
+    rows = [list(HEADER), *plan_rows(plan)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = zip(row, widths, range(len(row)), strict=True)
+        lines.append(
+            "  ".join(
+                cell.ljust(width) if column < NUM_LEFT_COLUMNS else cell.rjust(width)
+                for cell, width, column in cells
+            ).rstrip()
+        )
+    return "\n".join([*lines, "", *plan_summary(plan)]) + "\n"
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{seconds * 1000:.2f}"

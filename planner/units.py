@@ -1,0 +1,144 @@
+"""What each unit of a model costs on a device, for every provider that could run any of its stages.
+
+Choosing a provider is part of planning, so a provider counts only where all units that the device
+may get were measured with it, for the model's own target and precision.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from edgeshard.planner import interpolate
+from edgeshard.schemas.model import ModelManifest
+from edgeshard.schemas.profile import DeviceProfile, UnitProfile
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """What the predictions assume.
+
+    Attributes:
+        context: positions that a slot has room for.
+        slots: sequences that a stage has room for.
+        prompt_tokens: length of the prompt.
+        decode_context: positions held at the decode step that is predicted.
+    """
+
+    context: int
+    slots: int
+    prompt_tokens: int
+    decode_context: int
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderCosts:
+    """What each unit costs on a device with a provider; infinite time where it was not measured.
+
+    Attributes:
+        weights_bytes: what a unit alone makes resident: the measured growth, at least its blobs.
+    """
+
+    provider: str
+    decode_seconds: tuple[float, ...]
+    prefill_seconds: tuple[float, ...]
+    weights_bytes: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SharedBlob:
+    """A blob that two units point at; a stage with both, `first < second`, holds it once."""
+
+    first: int
+    second: int
+    size_bytes: int
+
+
+def provider_costs(
+    model: ModelManifest, device: DeviceProfile, workload: Workload, first_unit: int
+) -> tuple[ProviderCosts, ...]:
+    """Costs by provider, in the device's order of preference.
+
+    Args:
+        model: the compiled model.
+        device: what was measured of the device.
+        workload: what the predictions assume.
+        first_unit: first unit that the device may get; 1 beside the source.
+    """
+    blobs = tuple(_blob_bytes(model, index) for index in range(len(model.units)))
+    found = []
+    for provider in device.providers:
+        costs = _unit_costs(model, device, workload, provider)
+        if all(_is_measured(cost) for cost in costs[first_unit:]):
+            found.append(
+                ProviderCosts(
+                    provider=provider,
+                    decode_seconds=tuple(decode for decode, _, _ in costs),
+                    prefill_seconds=tuple(prefill for _, prefill, _ in costs),
+                    weights_bytes=tuple(
+                        max(resident, least)
+                        for (_, _, resident), least in zip(costs, blobs, strict=True)
+                    ),
+                )
+            )
+    return tuple(found)
+
+
+def unmeasured(
+    model: ModelManifest, device: DeviceProfile, workload: Workload, first_unit: int
+) -> str:
+    """Why no provider of the device can be planned with: the best one's gap, and the next step."""
+    needed = {unit.structure for unit in model.units[first_unit:]}
+    counts = [0]
+    for provider in device.providers:
+        costs = _unit_costs(model, device, workload, provider)
+        pairs = zip(model.units, costs, strict=True)
+        counts.append(len({unit.structure for unit, cost in pairs if _is_measured(cost)} & needed))
+    return (
+        f"its profile has decode and prefill of {max(counts)} of the {len(needed)} unit structures "
+        f"of {model.name} (target {model.target}, precision {model.precision}); "
+        "run `esc profile` for this model"
+    )
+
+
+def shared_blobs(model: ModelManifest) -> tuple[SharedBlob, ...]:
+    """Each blob's neighbouring users: a stage with k users of a blob holds k - 1 such pairs."""
+    last_user: dict[str, int] = {}
+    pairs = []
+    for index, unit in enumerate(model.units):
+        for digest, size_bytes in {blob.digest: blob.size_bytes for blob in unit.weights}.items():
+            if digest in last_user:
+                pairs.append(SharedBlob(last_user[digest], index, size_bytes))
+            last_user[digest] = index
+    return tuple(pairs)
+
+
+def _unit_costs(
+    model: ModelManifest, device: DeviceProfile, workload: Workload, provider: str
+) -> list[tuple[float, float, int]]:
+    """Decode seconds, prefill seconds and resident bytes of each unit."""
+    wanted = (provider, model.target, model.precision)
+    by_structure = {
+        unit.structure: _unit_cost(unit, workload)
+        for unit in device.units
+        if (unit.provider, unit.target, unit.precision) == wanted
+    }
+    return [by_structure.get(unit.structure, (math.inf, math.inf, 0)) for unit in model.units]
+
+
+def _unit_cost(unit: UnitProfile, workload: Workload) -> tuple[float, float, int]:
+    decode = interpolate.decode_seconds(unit.decode, workload.decode_context)
+    prefill = interpolate.prefill_seconds(unit.prefill, workload.prompt_tokens)
+    return (
+        math.inf if decode is None else decode,
+        math.inf if prefill is None else prefill,
+        unit.resident_bytes,
+    )
+
+
+def _is_measured(cost: tuple[float, float, int]) -> bool:
+    return math.isfinite(cost[0]) and math.isfinite(cost[1])
+
+
+def _blob_bytes(model: ModelManifest, index: int) -> int:
+    return sum({blob.digest: blob.size_bytes for blob in model.units[index].weights}.values())
