@@ -3,7 +3,8 @@
     [embedding, block.0, block.1]  →  token_ids ─ … ─ hidden.3     over the same three blobs
 
 Unit graphs meet by name (`hidden.I`), every other name carries its unit's place, and what several
-units share (rotary tables, length inputs, constants) has one name in all of them.
+units share (rotary tables, length inputs, constants) has one name in all of them. Nothing is
+optimised across a border between units, so that the same tokens come out wherever a plan cuts.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from collections.abc import Iterable
 
 import onnx
 
-from edgeshard.artifacts.skip_norm import SkipNormPass
 from edgeshard.artifacts.store import Store
 from edgeshard.errors import InputError
 from edgeshard.schemas.common import Blob
@@ -37,8 +37,6 @@ def fuse(
     units = model.units[start:stop]
     graphs = [onnx.load_model_from_string(store.read(unit.graph)) for unit in units]
     fused = concatenate(graphs)
-    if model.target == "ort":
-        fused = SkipNormPass().call(fused)
     weights = {blob.digest: blob for unit in units for blob in unit.weights}
     shard = ShardManifest(
         model=model_blob.digest,

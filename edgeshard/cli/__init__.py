@@ -1,1 +1,59 @@
-"""The `esc` command: a module for each sub-command; it parses, the packages act."""
+"""The `esc` command: a module for each sub-command; it parses, the packages act.
+
+An error that we raise on purpose is one line on standard error and the exit code of its family (see
+`edgeshard.errors`); Ctrl-C is 130.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+
+from edgeshard.cli.agent import agent
+from edgeshard.cli.bench import bench
+from edgeshard.cli.compile import compile_command
+from edgeshard.cli.demo import demo
+from edgeshard.cli.deploy import deploy
+from edgeshard.cli.generate import generate
+from edgeshard.cli.keys import keys
+from edgeshard.cli.plan import plan
+from edgeshard.cli.profile import profile
+from edgeshard.cli.status import status
+from edgeshard.cli.verify import verify
+from edgeshard.errors import EdgeShardError
+
+app = typer.Typer(
+    help="Compile a language model into ONNX shards and run it over the devices you own.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("compile")(compile_command)
+app.command()(keys)
+app.command()(agent)
+app.command()(profile)
+app.command()(plan)
+app.command()(deploy)
+app.command()(generate)
+app.command()(status)
+app.command()(verify)
+app.command()(bench)
+app.command()(demo)
+
+
+def main() -> None:
+    """Run `esc`; never returns."""
+    # No progress bar, table or tokenizer of ours needs the hub or forks.
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        app()
+    except EdgeShardError as error:
+        sys.stdout.flush()
+        print(f"esc: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("esc: interrupted", file=sys.stderr)
+        sys.exit(130)

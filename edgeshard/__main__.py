@@ -1,0 +1,5 @@
+"""`python -m edgeshard` is `esc`."""
+
+from edgeshard.cli import main
+
+main()

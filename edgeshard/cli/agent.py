@@ -1,0 +1,39 @@
+"""`esc agent`: the daemon on a device."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def agent(
+    cluster: Annotated[Path, typer.Option(help="The cluster file; the same on every device.")],
+    name: Annotated[str, typer.Option(help="Which of its devices this machine is.")],
+    key: Annotated[Path, typer.Option(help="Secret key file of the device (NAME.secret).")],
+    store: Annotated[Path, typer.Option(help="Folder for the blobs that this device gets.")],
+    bind: Annotated[
+        str | None,
+        typer.Option(help="Address to listen at, where it is not the one in the cluster file."),
+    ] = None,
+    drain: Annotated[
+        float, typer.Option(min=0, help="Seconds that requests may take to finish on SIGTERM.")
+    ] = 10.0,
+) -> None:
+    """Run the agent of this device until SIGTERM or Ctrl-C.
+
+    Operators in the cluster file may then profile this device and deploy to it. The first SIGTERM
+    lets running requests finish, the second stops at once; no process is left behind.
+    """
+    from edgeshard.runtime.agent import AgentConfig, run_agent
+
+    config = AgentConfig(
+        cluster=str(cluster),
+        name=name,
+        key=str(key),
+        store=str(store),
+        bind_address=bind,
+        drain_seconds=drain,
+    )
+    run_agent(config, lambda: typer.echo(f"{name} is ready; Ctrl-C stops it"))

@@ -1,0 +1,99 @@
+"""`esc bench`: how fast is a compiled model here?"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgeshard.errors import InputError
+
+
+def bench(
+    store: Annotated[Path, typer.Option(help="Store with the compiled models.")],
+    model: Annotated[
+        list[str] | None, typer.Option(help="Name in the store; may be given again; default: all.")
+    ] = None,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of the operators.")] = 2,
+    contexts: Annotated[str, typer.Option(help="Decode after so many positions.")] = "64,1000,1900",
+    prompts: Annotated[str, typer.Option(help="Prefill of so many tokens.")] = "37,1900",
+    rounds: Annotated[int, typer.Option(min=1, help="Samples of each row.")] = 3,
+    chain: Annotated[
+        Path | None,
+        typer.Option(help="Measure three stages on loopback instead; work in this folder."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Measure decode and prefill in one process; with --chain, three stages beside one process."""
+    from edgeshard.artifacts.store import Store
+
+    opened = Store(store)
+    names = model or opened.models()
+    if not names:
+        raise InputError(f"no model in {store}; run `esc compile` first")
+    if chain is not None:
+        _bench_chain(opened, names[0], chain, rounds, as_json)
+        return
+    from edgeshard.bench import Row, bench_model
+
+    def show(row: Row) -> None:
+        if not as_json:
+            at = f"context {row.context}" if row.kind == "decode" else f"prompt {row.prompt}"
+            low, high = min(row.samples), max(row.samples)
+            typer.echo(
+                f"{row.name:<24} {row.kind:<8} {at:<14} {row.tokens_per_second:8.1f} tokens/s "
+                f"({low:.1f}-{high:.1f})"
+            )
+
+    rows = []
+    for name in names:
+        manifest, blob = opened.model(name)
+        rows += bench_model(
+            opened,
+            manifest,
+            blob,
+            threads=threads,
+            contexts=_numbers(contexts),
+            prompts=_numbers(prompts),
+            rounds=rounds,
+            on_row=show,
+        )
+    if as_json:
+        typer.echo(json.dumps({"rows": [asdict(row) for row in rows]}))
+
+
+def _bench_chain(store: object, name: str, folder: Path, rounds: int, as_json: bool) -> None:
+    from edgeshard.artifacts.store import Store
+    from edgeshard.chain_bench import bench_chain
+
+    assert isinstance(store, Store)
+    manifest, blob = store.model(name)
+    result = bench_chain(
+        folder,
+        store,
+        manifest,
+        blob,
+        rounds=rounds,
+        on_step=lambda text: typer.echo(text, err=True),
+    )
+    if as_json:
+        typer.echo(json.dumps(asdict(result)))
+        return
+    typer.echo(
+        f"{result.num_stages} stages: predicted {result.predicted_ms:.2f} ms a token, measured "
+        f"{sorted(result.chain_ms)[len(result.chain_ms) // 2]:.2f} "
+        f"({result.prediction_error:+.1%}); {result.decode_ratio:.2f} of the one-process rate"
+    )
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise InputError(f"{text!r} is not a list of numbers like 64,1000") from error
+    if min(numbers) < 1:
+        raise InputError(f"{min(numbers)} in {text!r} is less than 1")
+    return numbers

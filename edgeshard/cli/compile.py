@@ -1,0 +1,191 @@
+"""`esc compile`: a checkpoint into units in a store, and with a cluster or profile on to shards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from edgeshard.errors import InputError
+from edgeshard.schemas.common import Objective, Precision, Target
+
+if TYPE_CHECKING:
+    from edgeshard.compiler.compile import Compiled
+    from edgeshard.schemas.profile import Profile
+
+
+def compile_command(
+    model: Annotated[Path, typer.Argument(help="A Hugging Face folder or a .gguf file.")],
+    out: Annotated[Path, typer.Option(help="Store that the model goes into.")],
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            help="fp32, int8, int4, or stored (as in the GGUF); "
+            "without it: stored for a quantised GGUF, fp32 otherwise."
+        ),
+    ] = None,
+    target: Annotated[str, typer.Option(help="ort (fused operators) or portable.")] = "ort",
+    name: Annotated[str | None, typer.Option(help="Name of the model in the store.")] = None,
+    cluster: Annotated[
+        Path | None, typer.Option(help="Profile this cluster's live agents, then plan and fuse.")
+    ] = None,
+    profile: Annotated[
+        Path | None, typer.Option(help="Plan and fuse from this profile, with no device at hand.")
+    ] = None,
+    key: Annotated[
+        Path | None, typer.Option(help="Secret key file of an operator (with --cluster alone).")
+    ] = None,
+    objective: Annotated[str, typer.Option(help="latency or throughput.")] = "latency",
+    context: Annotated[int, typer.Option(min=1, help="Positions of a sequence.")] = 2048,
+    slots: Annotated[int, typer.Option(min=1, help="Sequences held at once.")] = 1,
+    plan: Annotated[
+        Path, typer.Option(help="Where the plan goes, with --cluster or --profile.")
+    ] = Path("plan.json"),
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing plan.")] = False,
+) -> None:
+    """Compile a checkpoint; two compiles of the same input give the same manifest digest.
+
+    With --cluster (live agents) or --profile (offline) it goes on to plan and fuse the shards.
+    """
+    from edgeshard.artifacts.store import Store
+
+    # Whatever can be refused is refused before the long part.
+    chosen = _choices(precision, target, objective)
+    measured = _offline_profile(profile, cluster)
+    if (cluster or profile) and plan.exists() and not force:
+        raise InputError(f"{plan} exists; give --force to replace it or --plan for another place")
+    if cluster and not profile and not key:
+        raise InputError("--cluster measures live agents and needs --key; or give --profile")
+    store = Store(out)
+    compiled = run_compile(model, store, chosen[0], chosen[1], name)
+    if cluster or profile:
+        _plan_and_fuse(
+            store, compiled, cluster, key, measured, chosen[2], context, slots, plan, force
+        )
+
+
+def run_compile(
+    model: Path,
+    store: object,
+    precision: Precision | None,
+    target: Target,
+    name: str | None = None,
+    console: Console | None = None,
+) -> Compiled:
+    """Compile with a progress bar on standard error, and say what came out."""
+    from edgeshard.artifacts.store import Store
+
+    assert isinstance(store, Store)
+    try:
+        from edgeshard.compiler.compile import compile_model
+    except ImportError as error:
+        raise InputError(
+            f"compiling needs {error.name}: pip install 'edgeshard[compile]' (README: torch)"
+        ) from error
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console or Console(stderr=True)) as bar:
+        task = bar.add_task("compile")
+        compiled = compile_model(
+            model,
+            store,
+            name=name,
+            precision=precision,
+            target=target,
+            on_progress=lambda p: bar.update(
+                task, description=f"{p.step:<22}", completed=p.done, total=max(p.total, 1)
+            ),
+        )
+    manifest = compiled.manifest
+    for notice in compiled.notices:
+        typer.echo(f"note: {notice}", err=True)
+    blobs = {blob.digest: blob.size_bytes for unit in manifest.units for blob in unit.weights}
+    typer.echo(
+        f"{manifest.name}: {len(manifest.units)} units, {sum(blobs.values()) / 1e6:.1f} MB of "
+        f"weights, {manifest.precision} for {manifest.target}\n{compiled.blob.digest}"
+    )
+    return compiled
+
+
+def _choices(
+    precision: str | None, target: str, objective: str
+) -> tuple[Precision | None, Target, Objective]:
+    from typing import cast, get_args
+
+    for what, value, known in (
+        ("precision", precision, get_args(Precision)),
+        ("target", target, get_args(Target)),
+        ("objective", objective, get_args(Objective)),
+    ):
+        if value is not None and value not in known:
+            raise InputError(f"unknown {what} {value!r}; known: {', '.join(known)}")
+    return (
+        cast("Precision | None", precision),
+        cast("Target", target),
+        cast("Objective", objective),
+    )
+
+
+def _offline_profile(profile: Path | None, cluster: Path | None) -> Profile | None:
+    from edgeshard.schemas import files
+    from edgeshard.schemas.profile import Profile
+
+    if profile is None:
+        return None
+    if cluster is None:
+        raise InputError("--profile says what devices can do, --cluster which one is the source")
+    return files.read(profile, Profile)
+
+
+def _plan_and_fuse(
+    store: object,
+    compiled: Compiled,
+    cluster_path: Path | None,
+    key: Path | None,
+    measured: Profile | None,
+    objective: Objective,
+    context: int,
+    slots: int,
+    plan_path: Path,
+    force: bool,
+) -> None:
+    from edgeshard.artifacts.fuse import fuse
+    from edgeshard.artifacts.store import Store
+    from edgeshard.cli.plan import write_plan
+    from edgeshard.schemas import files
+    from edgeshard.schemas.cluster import Cluster
+
+    assert isinstance(store, Store)
+    assert cluster_path is not None
+    cluster = files.read(cluster_path, Cluster)
+    manifest, blob = compiled.manifest, compiled.blob
+    if measured is None:
+        from edgeshard.runtime.keys import load_keys
+        from edgeshard.runtime.profile_cluster import profile_cluster
+
+        assert key is not None
+        measured = profile_cluster(
+            store, manifest, blob, cluster, load_keys(key), on_progress=_to_stderr
+        )
+        files.write(plan_path.with_name("profile.json"), measured)
+    made = write_plan(
+        manifest, blob, measured, cluster.source, objective, context, slots, plan_path, force=force
+    )
+    for index, stage in enumerate(made.stages):
+        shard, shard_blob = fuse(store, manifest, blob, stage.start, stage.stop)
+        typer.echo(
+            f"shard {index} for {stage.device}: {shard.weights_bytes / 1e6:.1f} MB of weights, "
+            f"graph {store.path(shard.graph)}, manifest {shard_blob.digest}"
+        )
+
+
+def _to_stderr(text: str) -> None:
+    typer.echo(text, err=True)

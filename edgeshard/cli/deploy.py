@@ -1,0 +1,76 @@
+"""`esc deploy`: put a plan into effect."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from edgeshard.runtime.deploy import DeployProgress
+
+
+def deploy(
+    plan: Annotated[Path, typer.Argument(help="The plan file that `esc plan` wrote.")],
+    cluster: Annotated[Path, typer.Option(help="The cluster file.")],
+    key: Annotated[Path, typer.Option(help="Secret key file of an operator.")],
+    store: Annotated[Path, typer.Option(help="Store with the compiled model.")],
+    model: Annotated[str, typer.Option(help="Name of the model in the store.")],
+    drain: Annotated[
+        float,
+        typer.Option(min=0, help="Seconds that requests of what runs now may take to finish."),
+    ] = 0.0,
+) -> None:
+    """Send each device what it lacks, load every stage and start serving.
+
+    What ran on the devices before is stopped. Where a stage cannot be loaded, nothing runs.
+    """
+    from edgeshard.artifacts.fuse import fuse
+    from edgeshard.artifacts.store import Store
+    from edgeshard.runtime.deploy import deploy as deploy_plan
+    from edgeshard.runtime.keys import load_keys
+    from edgeshard.schemas import files
+    from edgeshard.schemas.cluster import Cluster
+    from edgeshard.schemas.plan import Plan
+
+    opened = Store(store)
+    manifest, blob = opened.model(model)
+    deployment = deploy_plan(
+        opened,
+        manifest,
+        blob,
+        files.read(plan, Plan),
+        files.read(cluster, Cluster),
+        load_keys(key),
+        fuse,
+        on_progress=Narrator(),
+        drain_seconds=drain,
+    )
+    for index, stage in enumerate(deployment.stages):
+        typer.echo(
+            f"stage {index}: units {stage.start}-{stage.stop} on {stage.device}, "
+            f"{stage.resident_bytes / 2**20:.0f} MiB resident, loaded in {stage.load_seconds:.1f} s"
+        )
+    typer.echo(
+        f"{deployment.sent_bytes / 1e6:.1f} MB sent, {deployment.present_bytes / 1e6:.1f} MB were "
+        "there already"
+    )
+
+
+class Narrator:
+    """Prints progress to standard error, of transfers a line for every tenth."""
+
+    def __init__(self) -> None:
+        self._tenths: dict[str, int] = {}
+
+    def __call__(self, progress: DeployProgress) -> None:
+        """Print a line, or nothing."""
+        text = progress.text
+        if progress.total_bytes:
+            tenth = 10 * progress.done_bytes // progress.total_bytes
+            if self._tenths.get(progress.device) == tenth:
+                return
+            self._tenths[progress.device] = tenth
+            text = f"{text} {progress.done_bytes / 1e6:.1f} of {progress.total_bytes / 1e6:.1f} MB"
+        typer.echo(f"{progress.device}: {text}", err=True)

@@ -1,0 +1,95 @@
+"""Whether every stage of a chain is alive, from what its agents say. No socket, no clock.
+
+Each agent is asked once a second, and tells at once when its stage dies.
+
+Rule: three seconds of silence, another epoch, or a stage that is not ready any more is a problem,
+named with stage and device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from edgeshard.runtime.control import StageView
+
+ASK_SECONDS = 1.0
+SILENCE_SECONDS = 3.0
+
+
+@dataclass
+class _Watched:
+    device: str
+    heard: float
+    view: StageView | None = None
+    is_draining: bool = False
+    has_answered: bool = False
+
+
+class ChainWatch:
+    """What was last heard of each stage."""
+
+    def __init__(self, devices: Sequence[str], epoch: int, now: float) -> None:
+        self._stages = [_Watched(device, now) for device in devices]
+        self._epoch = epoch
+        self._turn = now
+        self._next_ask = now
+
+    def asks(self, now: float) -> bool:
+        """Whether to ask every agent now.
+
+        A pause of ourselves (a suspended machine, a long step) is not held against the agents.
+        """
+        pause = now - self._turn
+        self._turn = now
+        if pause > ASK_SECONDS:
+            for stage in self._stages:
+                stage.heard += pause
+        if now < self._next_ask:
+            return False
+        self._next_ask = now + ASK_SECONDS
+        return True
+
+    def heard(self, index: int, view: StageView | None, is_draining: bool, now: float) -> None:
+        """An agent answered."""
+        stage = self._stages[index]
+        stage.heard = max(stage.heard, now)
+        stage.view = view
+        stage.is_draining = is_draining
+        stage.has_answered = True
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether every stage is known to take steps."""
+        return all(stage.has_answered for stage in self._stages) and self._problem_said() is None
+
+    def problem(self, now: float) -> str | None:
+        """Why the chain cannot run, or None."""
+        for index, stage in enumerate(self._stages):
+            if now - stage.heard > SILENCE_SECONDS:
+                return (
+                    f"stage {index} on {stage.device} is lost: its agent does not answer for "
+                    f"{SILENCE_SECONDS:.0f} s"
+                )
+        return self._problem_said()
+
+    def draining(self) -> str | None:
+        """Which device is about to stop, in words."""
+        for stage in self._stages:
+            if stage.is_draining:
+                return f"device {stage.device} is stopping"
+        return None
+
+    def _problem_said(self) -> str | None:
+        for index, stage in enumerate(self._stages):
+            view = stage.view
+            where = f"stage {index} on {stage.device}"
+            if not stage.has_answered:
+                continue
+            if view is None:
+                return f"{where} was stopped"
+            if view.epoch != self._epoch or view.index != index:
+                return f"{where} was deployed anew for another chain"
+            if view.state != "ready":
+                return f"{where} is {view.state}: {view.reason}"
+        return None

@@ -1,0 +1,390 @@
+"""The only file that speaks ZeroMQ: sockets that are encrypted, bounded and never block.
+
+    Listener (ROUTER)  bound; takes from admitted keys only, knows who sent each message
+    Dialer   (DEALER)  connected to one listener whose key it knows
+    Waker              wakes a wait from another thread or a signal handler
+    Poller             one wait over any of them
+
+Rule: fail closed. Every listener has a ZAP domain that is enforced, its authenticator runs before
+it binds, and each message's key is checked again, so that a key that is no longer admitted delivers
+nothing on connections that it already has. Without keys only loopback can be bound.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import ipaddress
+import socket
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import zmq
+import zmq.asyncio
+from zmq.auth.thread import ThreadAuthenticator
+
+from edgeshard.errors import DeviceError, InputError
+
+OLDEST_LIBZMQ = (4, 3, 5)  # older ones can be stopped or crashed by strangers despite CURVE
+PART_MARGIN_BYTES = 1024  # what CURVE adds to a part, counted by MAXMSGSIZE
+HEARTBEAT_MS = 1000
+SILENCE_MS = 3000
+RECONNECT_MS = 100
+MAX_RECONNECT_MS = 500
+
+
+@dataclass(frozen=True)
+class KeyPair:
+    """A CURVE key pair in Z85."""
+
+    public: str
+    secret: str = field(repr=False)
+
+    @classmethod
+    def generate(cls) -> KeyPair:
+        """A new pair."""
+        public, secret = zmq.curve_keypair()
+        return cls(public.decode("ascii"), secret.decode("ascii"))
+
+    @classmethod
+    def of_secret(cls, secret: str) -> KeyPair:
+        """The pair that a secret key belongs to.
+
+        Raises:
+            ValueError: it is no secret key.
+        """
+        try:
+            return cls(zmq.curve_public(secret.encode("ascii")).decode("ascii"), secret)
+        except (zmq.ZMQError, UnicodeError) as error:
+            raise ValueError("not a CURVE key in Z85") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A message that a listener took.
+
+    Attributes:
+        peer: where to send an answer; made by our own socket, never by the peer.
+        key: the sender's public key, "" without keys.
+    """
+
+    peer: bytes
+    key: str
+    frames: list[memoryview]
+
+
+class Listener:
+    """A bound ROUTER socket that takes messages from admitted keys."""
+
+    def __init__(self, socket: zmq.Socket[bytes], admitted: Iterable[str] | None) -> None:
+        self.socket = socket
+        self.refused = 0
+        self._admitted = None if admitted is None else frozenset(admitted)
+
+    @property
+    def endpoint(self) -> str:
+        """Where it is bound."""
+        return str(self.socket.getsockopt_string(zmq.LAST_ENDPOINT))
+
+    def admit(self, keys: Iterable[str]) -> None:
+        """Replace the keys whose messages are taken."""
+        self._admitted = frozenset(keys)
+
+    def callback(self, _domain: str, key: bytes) -> bool:
+        """Whether the authenticator lets a key in."""
+        return self._admitted is not None and key.decode("ascii") in self._admitted
+
+    def receive(self) -> Arrival | None:
+        """The next message, or None where none is there yet."""
+        while True:
+            try:
+                identity, *frames = self.socket.recv_multipart(zmq.NOBLOCK, copy=False)
+            except zmq.Again:
+                return None
+            if self._admitted is None:
+                key = ""
+            else:
+                key = str(frames[0].get("User-Id"))
+                if key not in self._admitted:
+                    self.refused += 1
+                    continue
+            return Arrival(identity.bytes, key, [frame.buffer for frame in frames])
+
+    def send(self, peer: bytes, frames: Iterable[bytes]) -> bool:
+        """Send to a peer; False where it is gone or takes nothing any more."""
+        try:
+            self.socket.send_multipart([peer, *frames], zmq.NOBLOCK)
+        except zmq.ZMQError as error:
+            if error.errno in (errno.EAGAIN, errno.EHOSTUNREACH):
+                return False
+            raise
+        return True
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether `close` was called."""
+        return bool(self.socket.closed)
+
+    def close(self, linger_seconds: float = 0.0) -> None:
+        """Close the socket, after at most `linger_seconds` for what is not sent yet."""
+        self.socket.disable_monitor()  # a monitor left attached deafens the context's next sockets
+        self.socket.close(linger=int(linger_seconds * 1000))
+
+
+class Dialer:
+    """A DEALER socket connected to one listener."""
+
+    def __init__(
+        self, socket: zmq.Socket[bytes], waiting: zmq.asyncio.Socket | None, endpoint: str
+    ) -> None:
+        self.socket = socket
+        self.endpoint = endpoint
+        self._waiting = waiting
+
+    def receive(self) -> list[memoryview] | None:
+        """The frames of the next message, or None where none is there yet."""
+        try:
+            frames = self.socket.recv_multipart(zmq.NOBLOCK, copy=False)
+        except zmq.Again:
+            return None
+        return [frame.buffer for frame in frames]
+
+    def send(self, frames: Iterable[bytes | memoryview]) -> bool:
+        """Send; False where nobody is connected or the queue is full."""
+        try:
+            self.socket.send_multipart(list(frames), zmq.NOBLOCK)
+        except zmq.Again:
+            return False
+        return True
+
+    def wait_connected(self, seconds: float) -> bool:
+        """Wait until the peer has let us in: it is there and both keys are right."""
+        return bool(self.socket.poll(int(seconds * 1000), zmq.POLLOUT))
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for a message."""
+        return bool(self.socket.poll(int(seconds * 1000), zmq.POLLIN))
+
+    async def wait_connected_async(self, seconds: float) -> bool:
+        """As `wait_connected`, for a dialer made with `asynchronous`."""
+        waiting = self._loop_socket().poll(int(seconds * 1000), zmq.POLLOUT)  # type: ignore[call-arg]  # the stub lacks flags
+        return bool(await waiting)
+
+    async def wait_async(self, seconds: float) -> bool:
+        """As `wait`, for a dialer made with `asynchronous`."""
+        waiting = self._loop_socket().poll(int(seconds * 1000), zmq.POLLIN)  # type: ignore[call-arg]  # the stub lacks flags
+        return bool(await waiting)
+
+    def _loop_socket(self) -> zmq.asyncio.Socket:
+        if self._waiting is None:
+            raise ValueError("this dialer was not made for an event loop")
+        return self._waiting
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether `close` was called."""
+        return bool((self.socket if self._waiting is None else self._waiting).closed)
+
+    def close(self, linger_seconds: float = 0.0) -> None:
+        """Close the socket, after at most `linger_seconds` for what is not sent yet."""
+        owner = self.socket if self._waiting is None else self._waiting
+        owner.disable_monitor()
+        owner.close(linger=int(linger_seconds * 1000))
+
+
+class Waker:
+    """Wakes a `Poller` from another thread or from a signal handler."""
+
+    def __init__(self) -> None:
+        self._inner, self._outer = socket.socketpair()
+        self._inner.setblocking(False)
+        self._outer.setblocking(False)
+        self.socket = self._inner.fileno()
+
+    def wake(self) -> None:
+        """End the wait, or the next one."""
+        with contextlib.suppress(BlockingIOError, OSError):  # full: it wakes; closed: no one waits
+            self._outer.send(b"\0")
+
+    def clear(self) -> None:
+        """Forget the wakes so far."""
+        with contextlib.suppress(BlockingIOError):
+            while self._inner.recv(4096):
+                pass
+
+    def close(self) -> None:
+        """Close both ends."""
+        self._inner.close()
+        self._outer.close()
+
+
+Source = Listener | Dialer | Waker
+
+
+class Poller:
+    """One wait over several sources."""
+
+    def __init__(self, *sources: Source) -> None:
+        self._poller = zmq.Poller()
+        self._sources: dict[object, Source] = {}
+        for source in sources:
+            self.watch(source)
+
+    def watch(self, source: Source, *, readable: bool = True, writable: bool = False) -> None:
+        """Choose what of a source ends the wait: a message, room to send, both or neither."""
+        self._sources[source.socket] = source
+        flags = (zmq.POLLIN if readable else 0) | (zmq.POLLOUT if writable else 0)
+        self._poller.register(source.socket, flags)
+
+    def wait(self, seconds: float) -> set[Source]:
+        """Wait until at least one source has something, at most `seconds`."""
+        events = self._poller.poll(max(0, int(seconds * 1000)))
+        return {self._sources[socket] for socket, _ in events}
+
+
+class Network:
+    """One process's way to the others: a ZeroMQ context with its authenticator."""
+
+    def __init__(self, keys: KeyPair | None) -> None:
+        """Start.
+
+        Raises:
+            DeviceError: the installed libzmq is too old or has no CURVE.
+        """
+        version = zmq.zmq_version_info()
+        if version < OLDEST_LIBZMQ or not zmq.has("curve"):
+            raise DeviceError(
+                f"libzmq {'.'.join(map(str, version))} is too old or has no CURVE; at least "
+                f"{'.'.join(map(str, OLDEST_LIBZMQ))} is needed: pip install -U pyzmq"
+            )
+        self._keys = keys
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._authenticator: ThreadAuthenticator | None = None
+        self._open: list[Listener | Dialer] = []
+        self._lock = threading.Lock()
+
+    def listen(
+        self, endpoint: str, *, domain: str, admitted: Iterable[str], max_bytes: int, queue: int
+    ) -> Listener:
+        """Bind.
+
+        Args:
+            endpoint: `tcp://HOST:PORT`; port 0 takes a free one.
+            domain: ZAP domain; one listener each.
+            admitted: public keys that may deliver.
+            max_bytes: longest part that is taken.
+            queue: messages that wait at most, per peer and direction.
+
+        Raises:
+            InputError: the address is not ours, or lies beyond loopback and there are no keys.
+            DeviceError: the port is in use.
+        """
+        host = _resolve(endpoint)
+        if self._keys is None and not ipaddress.ip_address(host).is_loopback:
+            raise InputError(
+                f"{endpoint} reaches beyond this machine, which needs keys: make them with "
+                "`esc keys`, or bind 127.0.0.1"
+            )
+        socket = self._context.socket(zmq.ROUTER)
+        self._bound_socket(socket, max_bytes, queue)
+        socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        listener = Listener(socket, None if self._keys is None else admitted)
+        if self._keys is not None:
+            if self._authenticator is None:
+                self._authenticator = ThreadAuthenticator(self._context)
+                self._authenticator.start()
+            self._authenticator.configure_curve_callback(domain, listener)
+            socket.setsockopt(zmq.CURVE_SERVER, 1)
+            socket.setsockopt_string(zmq.CURVE_PUBLICKEY, self._keys.public)
+            socket.setsockopt_string(zmq.CURVE_SECRETKEY, self._keys.secret)
+            socket.setsockopt_string(zmq.ZAP_DOMAIN, domain)
+            socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
+        port = endpoint.rpartition(":")[2]
+        try:
+            socket.bind(f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}")
+        except zmq.ZMQError as error:
+            listener.close()
+            if error.errno == errno.EADDRINUSE:
+                raise DeviceError(
+                    f"{endpoint} is in use by another program; stop it or choose another port"
+                ) from error
+            raise InputError(f"cannot listen at {endpoint}: {error.strerror}") from error
+        self._own(listener)
+        return listener
+
+    def dial(
+        self,
+        endpoint: str,
+        server_key: str,
+        *,
+        max_bytes: int,
+        queue: int,
+        asynchronous: bool = False,
+    ) -> Dialer:
+        """Connect, and reconnect whenever the peer comes back; returns at once."""
+        waiting: zmq.asyncio.Socket | None = None
+        socket: zmq.Socket[bytes]
+        if asynchronous:
+            waiting = zmq.asyncio.Context.shadow(self._context).socket(zmq.DEALER)
+            socket = zmq.Socket.shadow(waiting)
+        else:
+            socket = self._context.socket(zmq.DEALER)
+        self._bound_socket(socket, max_bytes, queue)
+        socket.setsockopt(zmq.CONNECT_TIMEOUT, SILENCE_MS)
+        socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
+        socket.setsockopt(zmq.RECONNECT_IVL_MAX, MAX_RECONNECT_MS)
+        if self._keys is not None:
+            socket.setsockopt_string(zmq.CURVE_SERVERKEY, server_key)
+            socket.setsockopt_string(zmq.CURVE_PUBLICKEY, self._keys.public)
+            socket.setsockopt_string(zmq.CURVE_SECRETKEY, self._keys.secret)
+        socket.connect(endpoint)
+        dialer = Dialer(socket, waiting, endpoint)
+        self._own(dialer)
+        return dialer
+
+    def _own(self, one: Listener | Dialer) -> None:
+        with self._lock:
+            self._open = [*(other for other in self._open if not other.is_closed), one]
+
+    def _bound_socket(self, socket: zmq.Socket[bytes], max_bytes: int, queue: int) -> None:
+        for option, value in (
+            (zmq.IPV6, 1),
+            (zmq.LINGER, 0),
+            (zmq.IMMEDIATE, 1),
+            (zmq.MAXMSGSIZE, max_bytes + PART_MARGIN_BYTES),
+            (zmq.SNDHWM, queue),
+            (zmq.RCVHWM, queue),
+            (zmq.HEARTBEAT_IVL, HEARTBEAT_MS),
+            (zmq.HEARTBEAT_TIMEOUT, SILENCE_MS),
+            (zmq.HEARTBEAT_TTL, SILENCE_MS),
+            (zmq.HANDSHAKE_IVL, SILENCE_MS),
+            (zmq.TCP_KEEPALIVE, 1),
+            (zmq.TCP_KEEPALIVE_IDLE, 30),
+        ):
+            socket.setsockopt(option, value)
+
+    def close(self, linger_seconds: float = 0.0) -> None:
+        """Close every socket, after at most `linger_seconds` for what is not sent yet."""
+        if self._authenticator is not None:
+            self._authenticator.stop()
+            self._authenticator = None
+        for one in self._open:
+            if not one.is_closed:
+                one.close(linger_seconds)
+        self._context.term()
+
+    def __enter__(self) -> Network:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _resolve(endpoint: str) -> str:
+    """The numeric address of an endpoint that we are to bind."""
+    host = endpoint.removeprefix("tcp://").rpartition(":")[0].strip("[]")
+    try:
+        return str(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0])
+    except OSError as error:
+        raise InputError(f"cannot find the address {host!r}: {error.strerror}") from error

@@ -1,0 +1,396 @@
+"""Generate text with a deployed chain, from Python.
+
+    with Client.connect("cluster.toml", "keys/me.secret") as client:
+        for token in client.generate("What is the capital of France?", max_tokens=64):
+            print(token.text, end="", flush=True)
+
+`AsyncClient` is the same with `async with` and `async for`. Both may run many requests at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+
+from edgeshard.errors import EdgeShardError, InputError, LinkError
+from edgeshard.runtime import ask
+from edgeshard.runtime.channel import Dialer, KeyPair, Network
+from edgeshard.runtime.exchange import Exchange, Result, Token
+from edgeshard.runtime.keys import load_keys
+from edgeshard.runtime.wire import encode, split
+from edgeshard.schemas import files
+from edgeshard.schemas.cluster import Cluster, Device
+
+__all__ = ["AsyncClient", "AsyncGeneration", "Client", "Generation", "Result", "Token"]
+
+CONNECT_SECONDS = 5.0
+TICK_SECONDS = 0.2
+GOODBYE_SECONDS = 1.0
+NUMBER = 1  # every request has a connection of its own
+
+
+class _Stream:
+    """One request on a connection of its own; what both kinds of generation share."""
+
+    def __init__(self, network: Network, source: Device, request: ask.Generate, is_async: bool):
+        self._request = request
+        self._dialer: Dialer = network.dial(
+            source.client_endpoint,
+            source.public_key,
+            max_bytes=ask.MAX_EVENT_BYTES,
+            queue=4096,
+            asynchronous=is_async,
+        )
+        self._exchange = Exchange(NUMBER, self._dialer.endpoint, time.monotonic())
+        self._cancel_wanted = False
+        self._is_closed = False
+        self._left = time.monotonic()
+
+    @property
+    def result(self) -> Result:
+        """The whole answer, once it is over.
+
+        Raises:
+            InputError: it is not over yet.
+        """
+        if self._exchange.result is None:
+            raise InputError("the answer is not over; read its tokens first")
+        return self._exchange.result
+
+    def cancel(self) -> None:
+        """Ask for no more tokens; those on their way may still come. For any thread."""
+        self._cancel_wanted = True
+
+    def _begin(self, is_connected: bool) -> None:
+        if not is_connected:
+            raise LinkError(
+                f"no coordinator answers at {self._dialer.endpoint} within {CONNECT_SECONDS:.0f} "
+                "s: run `esc deploy`, or check the address, the firewall and both keys (a key "
+                "that is not admitted looks the same)"
+            )
+        self._exchange = Exchange(NUMBER, self._dialer.endpoint, time.monotonic())
+        self._dialer.send([encode(self._request)])
+
+    def _resume(self) -> None:
+        self._exchange.was_away(time.monotonic() - self._left)
+
+    def _take(self) -> Token | None:
+        """The next token that is here already, after what is to be sent was sent."""
+        now = time.monotonic()
+        while (frames := self._dialer.receive()) is not None:
+            event = ask.event_codec.decode(split(frames, 0)[0])
+            token = self._exchange.handle(event, now)
+            if token is not None:
+                self._left = now
+                return token
+        if self._exchange.result is None:
+            if self._cancel_wanted:
+                self._cancel_wanted = False
+                self._dialer.send([encode(ask.Cancel(NUMBER))])
+            if self._exchange.wants_ping(now):
+                self._dialer.send([encode(ask.Ping())])
+        return None
+
+    def _hang_up(self, linger_seconds: float = 0.0) -> None:
+        if not self._is_closed:
+            self._is_closed = True
+            self._dialer.close(linger_seconds)
+
+    def _say_goodbye(self) -> bool:
+        """Cancel what still runs; whether to wait for its end."""
+        if self._is_closed or self._exchange.result is not None:
+            return False
+        return self._dialer.send([encode(ask.Cancel(NUMBER))])
+
+
+class Generation(_Stream, Iterator[Token]):
+    """An answer as it grows: iterate over its tokens, then read `result`.
+
+    Leaving a `with` block early, or `close`, cancels the request.
+    """
+
+    def __init__(self, network: Network, source: Device, request: ask.Generate) -> None:
+        """Connect and send the request.
+
+        Raises:
+            LinkError: no coordinator answers.
+        """
+        super().__init__(network, source, request, is_async=False)
+        try:
+            self._begin(self._dialer.wait_connected(CONNECT_SECONDS))
+        except BaseException:
+            self._hang_up()
+            raise
+
+    def __iter__(self) -> Generation:
+        return self
+
+    def __next__(self) -> Token:
+        """The next token.
+
+        Raises:
+            StopIteration: the answer is over.
+            EdgeShardError: it failed.
+        """
+        if self._is_closed:
+            raise StopIteration
+        self._resume()
+        try:
+            while (token := self._take()) is None:
+                if self._exchange.result is not None:
+                    self._hang_up()
+                    raise StopIteration
+                self._dialer.wait(TICK_SECONDS)
+        except EdgeShardError:
+            self._hang_up()
+            raise
+        return token
+
+    def finish(self) -> Result:
+        """Read what is left and return the whole answer."""
+        for _ in self:
+            pass
+        return self.result
+
+    def close(self) -> None:
+        """Cancel the request if it runs, and hang up."""
+        if self._say_goodbye():
+            deadline = time.monotonic() + GOODBYE_SECONDS
+            with contextlib.suppress(EdgeShardError):  # nobody waits for the answer any more
+                while self._exchange.result is None and time.monotonic() < deadline:
+                    self._take()
+                    self._dialer.wait(0.05)
+        self._hang_up(TICK_SECONDS)
+
+    def __enter__(self) -> Generation:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class AsyncGeneration(_Stream, AsyncIterator[Token]):
+    """As `Generation`, for an event loop; the request is sent with the first `async for` step."""
+
+    def __init__(self, network: Network, source: Device, request: ask.Generate) -> None:
+        super().__init__(network, source, request, is_async=True)
+        self._has_begun = False
+
+    def __aiter__(self) -> AsyncGeneration:
+        return self
+
+    async def __anext__(self) -> Token:
+        """The next token.
+
+        Raises:
+            StopAsyncIteration: the answer is over.
+            EdgeShardError: it failed.
+        """
+        if self._is_closed:
+            raise StopAsyncIteration
+        self._resume()
+        try:
+            if not self._has_begun:
+                self._has_begun = True
+                self._begin(await self._dialer.wait_connected_async(CONNECT_SECONDS))
+            while (token := self._take()) is None:
+                if self._exchange.result is not None:
+                    self._hang_up()
+                    raise StopAsyncIteration
+                await self._dialer.wait_async(TICK_SECONDS)
+        except EdgeShardError:
+            self._hang_up()
+            raise
+        return token
+
+    async def finish(self) -> Result:
+        """Read what is left and return the whole answer."""
+        async for _ in self:
+            pass
+        return self.result
+
+    async def close(self) -> None:
+        """Cancel the request if it runs, and hang up."""
+        if self._has_begun and self._say_goodbye():
+            deadline = time.monotonic() + GOODBYE_SECONDS
+            with contextlib.suppress(EdgeShardError):  # nobody waits for the answer any more
+                while self._exchange.result is None and time.monotonic() < deadline:
+                    self._take()
+                    await self._dialer.wait_async(0.05)
+        self._hang_up(TICK_SECONDS)
+
+    async def __aenter__(self) -> AsyncGeneration:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+
+class _Connection:
+    """Where the coordinator is, and the keys to speak to it."""
+
+    def __init__(self, cluster: Cluster | Path | str, key: KeyPair | Path | str) -> None:
+        known = cluster if isinstance(cluster, Cluster) else files.read(Path(cluster), Cluster)
+        keys = key if isinstance(key, KeyPair) else load_keys(Path(key))
+        try:
+            self._source = known.device(known.source)
+        except KeyError:
+            raise InputError(f"the cluster file has no device {known.source!r}") from None
+        self._network = Network(keys)
+
+
+class Client(_Connection):
+    """Generates text, for code without an event loop. May be shared by threads."""
+
+    @classmethod
+    def connect(cls, cluster: Cluster | Path | str, key: KeyPair | Path | str) -> Client:
+        """Use a cluster.
+
+        Args:
+            cluster: the cluster file, or its path.
+            key: the secret key file of a client or an operator.
+
+        Raises:
+            InputError: a file cannot be used.
+        """
+        return cls(cluster, key)
+
+    def generate(
+        self,
+        prompt: str | None = None,
+        *,
+        messages: Sequence[Mapping[str, str]] | None = None,
+        raw: bool = False,
+        max_tokens: int = 256,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        stop: Sequence[str] = (),
+        ignore_eos: bool = False,
+    ) -> Generation:
+        """Ask for an answer, or for the continuation of a raw text.
+
+        Args:
+            prompt: what to answer; with `raw`, what to continue.
+            messages: a conversation instead: `{"role": ..., "content": ...}` each.
+            raw: no chat template.
+            max_tokens: tokens at most.
+            temperature: 0 takes the likeliest token.
+            top_k: candidates at most; 0: all.
+            top_p: smallest set of candidates with this probability.
+            seed: the same seed gives the same text; None draws one.
+            stop: strings that end the answer and are not part of it; at most 16.
+            ignore_eos: go on after an end token; for measuring.
+
+        Raises:
+            InputError: an argument is out of its range.
+            LinkError: no coordinator answers.
+        """
+        request = _request(
+            prompt, messages, raw, max_tokens, temperature, top_k, top_p, seed, stop, ignore_eos
+        )
+        return Generation(self._network, self._source, request)
+
+    def close(self) -> None:
+        """Hang up; requests that still run are cancelled by the coordinator."""
+        self._network.close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class AsyncClient(_Connection):
+    """Generates text, for code with an event loop."""
+
+    @classmethod
+    def connect(cls, cluster: Cluster | Path | str, key: KeyPair | Path | str) -> AsyncClient:
+        """Use a cluster; see `Client.connect`."""
+        return cls(cluster, key)
+
+    def generate(
+        self,
+        prompt: str | None = None,
+        *,
+        messages: Sequence[Mapping[str, str]] | None = None,
+        raw: bool = False,
+        max_tokens: int = 256,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        stop: Sequence[str] = (),
+        ignore_eos: bool = False,
+    ) -> AsyncGeneration:
+        """Ask for an answer; see `Client.generate`. A missing coordinator shows while reading."""
+        request = _request(
+            prompt, messages, raw, max_tokens, temperature, top_k, top_p, seed, stop, ignore_eos
+        )
+        return AsyncGeneration(self._network, self._source, request)
+
+    async def close(self) -> None:
+        """Hang up; requests that still run are cancelled by the coordinator."""
+        self._network.close()
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+
+def _request(
+    prompt: str | None,
+    messages: Sequence[Mapping[str, str]] | None,
+    raw: bool,
+    max_tokens: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    seed: int | None,
+    stop: Sequence[str],
+    ignore_eos: bool,
+) -> ask.Generate:
+    if (prompt is None) == (messages is None):
+        raise InputError("give either a prompt or messages")
+    if raw and prompt is None:
+        raise InputError("raw continues a prompt; messages need the chat template")
+    if prompt is not None and not raw:
+        messages, prompt = [{"role": "user", "content": prompt}], None
+    plain = {
+        "prompt": prompt,
+        "messages": [dict(message) for message in messages or ()],
+        "max_tokens": max_tokens,
+        "temperature": float(temperature),
+        "top_k": top_k,
+        "top_p": float(top_p),
+        "seed": seed,
+        "stop": list(stop),
+        "ignore_eos": ignore_eos,
+    }
+    try:
+        checked = msgspec.convert(plain, _Arguments)
+    except msgspec.ValidationError as error:
+        raise InputError(f"cannot ask for this: {error}") from error
+    request = ask.Generate(NUMBER, **{name: getattr(checked, name) for name in plain})
+    size = len(encode(request))
+    if size > ask.MAX_ASK_BYTES:
+        raise InputError(f"the request has {size} bytes, at most {ask.MAX_ASK_BYTES} are taken")
+    return request
+
+
+_Arguments = msgspec.defstruct(
+    "Arguments",
+    [
+        (one.name, one.type)
+        for one in msgspec.structs.fields(ask.Generate)
+        if one.name not in ("id", "tag")
+    ],
+)

@@ -1,0 +1,322 @@
+"""The source's process: clients on one side, the chain on the other.
+
+    clients ── ROUTER ─► Desk ─► Schedule ─► DEALER ── stage 0 … last stage ── ROUTER ─► Schedule
+       ▲                                                                                    │
+       └──────────────────────────────────── Desk ◄─────────────────────────────────────────┘
+
+Rule: one thread, one wait, and the next step leaves before the client is served. Every request ends
+with Finished or Failed, also when a stage, an agent or this process ends.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+
+import msgspec
+import numpy as np
+
+from edgeshard.errors import DeviceError, LinkError
+from edgeshard.runtime import ask, control, schedule, wire
+from edgeshard.runtime.chain_watch import ChainWatch
+from edgeshard.runtime.channel import Network, Poller, Waker
+from edgeshard.runtime.desk import Desk
+from edgeshard.runtime.outlet import Outlet
+from edgeshard.runtime.text import TextModel
+from edgeshard.schemas.common import Blob
+from edgeshard.schemas.model import ModelManifest
+
+START_SECONDS = 15.0
+TURN_SECONDS = 0.25
+BLOCKED_SECONDS = 3.0
+MAX_TURN_MESSAGES = 64
+
+
+class Stopped(Exception):  # noqa: N818  # not an error: the way out of the loop
+    """The process is to end, and why."""
+
+
+class StagePeer(msgspec.Struct, frozen=True):
+    """A stage's device: its name, its agent's endpoint and its key."""
+
+    device: str
+    control_endpoint: str
+    key: str
+
+
+class CoordinatorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What an agent tells a coordinator; paths, never secrets.
+
+    Attributes:
+        first_endpoint: data port of stage 0.
+        client_keys: who may generate.
+        silence_seconds: how long a step may take before it counts as lost.
+    """
+
+    store: str
+    model: Blob
+    key: str
+    epoch: int
+    stages: tuple[StagePeer, ...]
+    first_endpoint: str
+    listen_return: str
+    listen_clients: str
+    client_keys: tuple[str, ...]
+    context: int
+    slots: int
+    chunk_tokens: int
+    max_waiting: int
+    silence_seconds: float
+
+
+class Coordinator:
+    """The chain's sockets, the schedule, and the desk where clients are served."""
+
+    def __init__(
+        self, config: CoordinatorConfig, network: Network, manifest: ModelManifest, text: TextModel
+    ) -> None:
+        """Bind the return port and dial stage 0 and every agent."""
+        self._config = config
+        self._network = network
+        self._manifest = manifest
+        self._text = text
+        self._waker = Waker()
+        self._poller = Poller(self._waker)
+        self._return = network.listen(
+            config.listen_return,
+            domain="return",
+            admitted=[config.stages[-1].key],
+            max_bytes=wire.MAX_HEADER_BYTES,
+            queue=1024,
+        )
+        first = network.dial(
+            config.first_endpoint,
+            config.stages[0].key,
+            max_bytes=wire.MAX_HEADER_BYTES,
+            queue=64 + 4 * config.slots,
+        )
+        self._outlet = Outlet(first, self._poller)
+        self._agents = [
+            network.dial(
+                stage.control_endpoint,
+                stage.key,
+                max_bytes=control.MAX_CONTROL_BYTES,
+                queue=control.QUEUE,
+            )
+            for stage in config.stages
+        ]
+        self._poller.watch(self._return)
+        for agent in self._agents:
+            self._poller.watch(agent)
+        now = time.monotonic()
+        self._watch = ChainWatch([stage.device for stage in config.stages], config.epoch, now)
+        self._schedule = schedule.Schedule(
+            schedule.Limits(
+                slots=config.slots,
+                context=config.context,
+                chunk_tokens=config.chunk_tokens,
+                window=len(config.stages),
+                max_waiting=config.max_waiting,
+            )
+        )
+        self._sent: dict[int, float] = {}  # when a request's last step left or came back
+        self._heard = now
+        self._traced: int | None = None
+        self._stop: str | None = None
+        self._drain: str | None = None
+
+    # What a signal handler or another thread may call
+
+    def stop(self, reason: str) -> None:
+        """End soon; every client is told why."""
+        self._stop = reason
+        self._waker.wake()
+
+    def drain(self, reason: str) -> None:
+        """Take no new requests; end once the running ones are over."""
+        self._drain = reason
+        self._waker.wake()
+
+    # The life of the process
+
+    def connect(self) -> float:
+        """Wait until every stage is ready and a trace came around the chain.
+
+        Returns:
+            Seconds that the trace took.
+
+        Raises:
+            DeviceError: a stage is not ready.
+            LinkError: the trace did not come back.
+            Stopped: told to end.
+        """
+        deadline = time.monotonic() + START_SECONDS
+        while not self._watch.is_ready:
+            self._turn(None)
+            if time.monotonic() > deadline:
+                problem = self._watch.problem(time.monotonic()) or "an agent does not answer"
+                raise DeviceError(
+                    f"the chain did not start within {START_SECONDS:.0f} s: {problem}"
+                )
+        for nonce in (1, 2, 3):  # the first may be lost while the last hop still connects
+            started = time.monotonic()
+            self._send(wire.Trace(self._config.epoch, nonce, 0))
+            while time.monotonic() < started + START_SECONDS / 3:
+                self._turn(None)
+                if self._traced == nonce:
+                    return time.monotonic() - started
+        raise LinkError(
+            f"nothing comes around the chain within {START_SECONDS:.0f} s though every stage is "
+            "ready: check that each device reaches the data port of the next"
+        )
+
+    def serve(self) -> None:
+        """Serve clients; returns once a drain is over.
+
+        Raises:
+            Stopped: told to end; every client was told.
+        """
+        clients = self._network.listen(
+            self._config.listen_clients,
+            domain="client",
+            admitted=self._config.client_keys,
+            max_bytes=ask.MAX_ASK_BYTES,
+            queue=4096,
+        )
+        self._poller.watch(clients)
+        desk = Desk(clients, self._text, self._manifest.eos_token_ids)
+        try:
+            while not (self._drain is not None and desk.is_idle):
+                self._turn(desk)
+                self._check(desk, time.monotonic())
+        except Stopped as stopped:
+            self._handle(desk, schedule.ChainFailed(str(stopped)))
+            raise
+
+    def _turn(self, desk: Desk | None) -> None:
+        ready = self._poller.wait(TURN_SECONDS)
+        if self._return in ready:
+            self._take_returns(desk)
+        self._outlet.flush()
+        if desk is not None:
+            for event in desk.take():
+                self._handle(desk, event)
+        for index, agent in enumerate(self._agents):
+            if agent in ready:
+                self._take_pongs(index)
+        if self._waker in ready:
+            self._waker.clear()
+        if self._stop is not None:
+            raise Stopped(self._stop)
+        if self._watch.asks(time.monotonic()):
+            for agent in self._agents:
+                agent.send([wire.encode(control.Ping(id=0))])
+
+    def _check(self, desk: Desk, now: float) -> None:
+        draining = self._drain or self._watch.draining()
+        if draining is not None:
+            self._handle(desk, schedule.Drain(draining))
+        if self._schedule.failed is not None:
+            return
+        problem = self._watch.problem(now) or self._silence(desk, now)
+        if problem is not None:
+            print(f"the chain has failed: {problem}", file=sys.stderr)
+            self._handle(desk, schedule.ChainFailed(problem))
+
+    def _silence(self, desk: Desk, now: float) -> str | None:
+        """End requests whose step was lost; say so where the whole chain is silent."""
+        if self._outlet.blocked_seconds() > BLOCKED_SECONDS:
+            return f"{self._name(0)} takes nothing for {BLOCKED_SECONDS:.0f} s"
+        limit = self._config.silence_seconds
+        lost = [one for one in self._schedule.in_flight() if now - self._sent[one] > limit]
+        if lost and now - self._heard > limit:
+            return f"no stage has finished a step for {limit:.0f} s"
+        for request in lost:
+            reason = f"a step was lost on its way: nothing came back for {limit:.0f} s; ask again"
+            self._handle(desk, schedule.RequestFailed(request, reason))
+        return None
+
+    # From the chain and the agents
+
+    def _take_returns(self, desk: Desk | None) -> None:
+        for _ in range(MAX_TURN_MESSAGES):
+            arrival = self._return.receive()
+            if arrival is None:
+                return
+            try:
+                message = wire.return_codec.decode(wire.split(arrival.frames, 0)[0])
+            except wire.ProtocolError as error:
+                print(f"the last stage sent what is no message: {error}", file=sys.stderr)
+                continue
+            if message.epoch != self._config.epoch:
+                continue
+            self._heard = time.monotonic()
+            if isinstance(message, wire.Trace):
+                self._traced = message.nonce
+            elif desk is not None and isinstance(message, wire.Fault):
+                reason = f"{self._name(message.stage)}: {message.reason}"
+                self._handle(desk, schedule.RequestFailed(message.request, reason))
+            elif desk is not None and isinstance(message, wire.Token):
+                self._token_back(desk, message)
+
+    def _token_back(self, desk: Desk, message: wire.Token) -> None:
+        if not self._schedule.expects(message.request, message.position):
+            return  # of a request that is over
+        self._sent[message.request] = self._heard
+        ends = desk.read(message)
+        back = schedule.TokenBack(message.request, message.position, message.token, ends)
+        self._handle(desk, back)
+
+    def _name(self, index: int) -> str:
+        stages = self._config.stages
+        return f"stage {index} on {stages[index].device}" if index < len(stages) else "a stage"
+
+    def _take_pongs(self, index: int) -> None:
+        while (frames := self._agents[index].receive()) is not None:
+            try:
+                reply = control.reply_codec.decode(wire.split(frames)[0])
+            except wire.ProtocolError as error:
+                print(f"the agent of {self._name(index)}: {error}", file=sys.stderr)
+                continue
+            if isinstance(reply, control.Pong):
+                self._watch.heard(index, reply.stage, reply.draining, time.monotonic())
+
+    # What the schedule wants done
+
+    def _handle(self, desk: Desk, event: schedule.ScheduleEvent) -> None:
+        for cancel in self._do(desk, self._schedule.handle(event)):
+            self._handle(desk, cancel)
+
+    def _do(
+        self, desk: Desk, instructions: Sequence[schedule.ScheduleInstruction]
+    ) -> list[schedule.Cancel]:
+        epoch = self._config.epoch
+        cancels: list[schedule.Cancel] = []
+        cut = {
+            one.request
+            for one in instructions
+            if isinstance(one, schedule.Finish) and one.reason == "length"
+        }
+        for one in instructions:
+            match one:
+                case schedule.SendStep():
+                    self._sent[one.request] = time.monotonic()
+                    tokens = np.array(one.tokens, np.int64)
+                    place = (one.request, one.slot, one.position)
+                    step = wire.Step(epoch, *place, len(one.tokens), one.wants_token)
+                    self._send(step, tokens.tobytes())
+                case schedule.SendOpen():
+                    self._send(wire.Open(epoch, one.request, one.slot, one.sampling))
+                case schedule.SendClose():
+                    self._send(wire.Close(epoch, one.request, one.slot))
+                case schedule.Emit():
+                    cancels += desk.give(one, is_last=one.request in cut)
+                case schedule.Finish() | schedule.Fail():
+                    self._sent.pop(one.request, None)
+                    desk.give(one)
+        return cancels
+
+    def _send(self, message: wire.StageMessage, payload: bytes | None = None) -> None:
+        header = wire.encode(message)
+        self._outlet.send([header] if payload is None else [header, payload])

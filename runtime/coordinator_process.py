@@ -1,0 +1,79 @@
+"""A coordinator as an agent's child: reads its config, opens its files, ends with the agent."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from pathlib import Path
+
+from edgeshard.artifacts.store import Store
+from edgeshard.errors import ArtifactError, EdgeShardError
+from edgeshard.runtime.channel import Network
+from edgeshard.runtime.child import Line, Parent, Ready, exit_now
+from edgeshard.runtime.coordinator import Coordinator, CoordinatorConfig, Stopped
+from edgeshard.runtime.keys import load_keys
+from edgeshard.runtime.text import TextModel
+from edgeshard.schemas import files
+from edgeshard.schemas.model import ModelManifest
+
+LAST_WORDS_SECONDS = 0.5
+
+
+def run_coordinator() -> int:
+    """The whole life of a coordinator process; its exit status."""
+    parent = Parent()
+    try:
+        config = parent.config(CoordinatorConfig)
+        parent.tell(Line(progress="reading the tokenizer"))
+        store = Store(Path(config.store))
+        manifest = files.decode(store.read(config.model), ModelManifest, "the model manifest")
+        text = _text_model(store, manifest)
+        network = Network(load_keys(Path(config.key)))
+        try:
+            _serve(parent, Coordinator(config, network, manifest, text))
+        finally:
+            network.close(LAST_WORDS_SECONDS)
+    except EdgeShardError as error:
+        parent.fail(error)
+        return error.exit_code
+    return 0
+
+
+def _serve(parent: Parent, coordinator: Coordinator) -> None:
+    signal.signal(signal.SIGTERM, lambda *_: coordinator.stop("the coordinator was stopped"))
+
+    def on_line(line: Line) -> None:
+        if line.drain is not None:
+            coordinator.drain(line.drain)
+
+    def on_end() -> None:
+        timer = threading.Timer(4 * LAST_WORDS_SECONDS, exit_now)
+        timer.daemon = True
+        timer.start()
+        coordinator.stop("the agent of the source is gone")
+
+    parent.follow(on_line, on_end)
+    parent.tell(Line(progress="waiting for every stage"))
+    try:
+        seconds = coordinator.connect()
+        parent.tell(Line(progress=f"once around the chain: {seconds * 1000:.1f} ms"))
+        parent.tell(Line(ready=Ready(trace_seconds=seconds)))
+        coordinator.serve()
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+
+
+def _text_model(store: Store, manifest: ModelManifest) -> TextModel:
+    if manifest.tokenizer is None:
+        raise ArtifactError(f"model {manifest.name} has no tokenizer; compile it with one")
+    template = manifest.chat_template
+    return TextModel(
+        store.read(manifest.tokenizer),
+        None if template is None else store.read(template).decode("utf-8"),
+        manifest.special_tokens,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(run_coordinator())

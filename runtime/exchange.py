@@ -1,0 +1,129 @@
+"""A client's view of one request: events in, tokens and a result out. No socket, no clock.
+
+Rule: the exchange ends with a result or an error, never with silence. A coordinator that says
+nothing for a few seconds, pings included, is gone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+from edgeshard.errors import LinkError
+from edgeshard.runtime import ask
+from edgeshard.runtime.control import error_of
+
+PING_SECONDS = 1.0
+SILENCE_SECONDS = 4.0
+
+
+@dataclass(frozen=True)
+class Token:
+    """One token of an answer.
+
+    Attributes:
+        text: what it adds to the text; "" while a character or a stop string is unfinished.
+        index: from 0.
+        seconds: since the request was sent.
+    """
+
+    text: str
+    token_id: int
+    index: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """An answer that is over.
+
+    Attributes:
+        token_ids: all tokens, an end token included.
+        first_token_seconds: from sending the request to the first token; 0 without tokens.
+        token_seconds: from each token to the next, one less than there are tokens.
+        compute_seconds: what the stages spent computing the tokens after the first.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: ask.FinishReason
+    prompt_tokens: int
+    first_token_seconds: float
+    token_seconds: tuple[float, ...]
+    compute_seconds: float
+
+
+class Exchange:
+    """One request from its sending to its end."""
+
+    def __init__(self, number: int, endpoint: str, now: float) -> None:
+        self.number = number
+        self.result: Result | None = None
+        self._endpoint = endpoint
+        self._started = now
+        self._heard = now
+        self._next_ping = now + PING_SECONDS
+        self._prompt_tokens = 0
+        self._tokens: list[Token] = []
+
+    def handle(self, event: ask.Event, now: float) -> Token | None:
+        """Apply an event.
+
+        Returns:
+            The token that it brings.
+
+        Raises:
+            EdgeShardError: the request failed; the class that the coordinator says.
+            LinkError: a token is missing.
+        """
+        self._heard = now
+        if isinstance(event, ask.Pong) or event.id not in (self.number, 0):
+            return None
+        match event:
+            case ask.Failed():
+                raise error_of(event.kind, event.reason)
+            case ask.Started():
+                self._prompt_tokens = event.prompt_tokens
+            case ask.Piece():
+                if event.index != len(self._tokens):
+                    raise LinkError(f"token {len(self._tokens)} is missing; ask again")
+                token = Token(event.text, event.token, event.index, now - self._started)
+                self._tokens.append(token)
+                return token
+            case ask.Finished():
+                self._finish(event)
+        return None
+
+    def wants_ping(self, now: float) -> bool:
+        """Whether to ask the coordinator now if it is there.
+
+        Raises:
+            LinkError: it has not answered for too long.
+        """
+        if now - self._heard > SILENCE_SECONDS:
+            raise LinkError(
+                f"the coordinator at {self._endpoint} does not answer for {SILENCE_SECONDS:.0f} s "
+                f"after {len(self._tokens)} tokens: look at `esc status`"
+            )
+        if now < self._next_ping:
+            return False
+        self._next_ping = now + PING_SECONDS
+        return True
+
+    def was_away(self, seconds: float) -> None:
+        """The caller did other things; that silence was not the coordinator's."""
+        self._heard += seconds
+
+    def _finish(self, event: ask.Finished) -> None:
+        if event.num_tokens != len(self._tokens):
+            raise LinkError(f"{len(self._tokens)} of {event.num_tokens} tokens arrived; ask again")
+        times = [token.seconds for token in self._tokens]
+        self.result = Result(
+            text="".join(token.text for token in self._tokens),
+            token_ids=tuple(token.token_id for token in self._tokens),
+            finish_reason=event.reason,
+            prompt_tokens=self._prompt_tokens,
+            first_token_seconds=times[0] if times else 0.0,
+            token_seconds=tuple(b - a for a, b in pairwise(times)),
+            compute_seconds=event.compute_seconds,
+        )

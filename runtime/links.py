@@ -1,0 +1,122 @@
+"""Measures the way from one device to another, through sockets like those of the chain.
+
+sender's agent ── DEALER ── frame ──► ROUTER on the data port ── receiver's agent
+◄── same frame back (latency) or an empty one (rate) ──
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+
+from edgeshard.errors import LinkError
+from edgeshard.runtime.channel import Arrival, Dialer, Listener
+from edgeshard.runtime.wire import Codec, Count, Message, ProtocolError, encode, split
+from edgeshard.schemas.profile import LinkProfile, Timing
+
+MAX_PROBE_BYTES = 4 * 2**20
+RATE_FRAME_BYTES = (2**20, 2 * 2**20, 4 * 2**20)
+RATE_REPEATS = 3
+LIMIT_SECONDS = 30.0
+WARM_UP = 5
+
+
+class Probe(Message, frozen=True):
+    """A probe frame; the payload comes back where `echo` says so."""
+
+    nonce: Count
+    echo: bool
+
+
+_codec: Codec[Probe] = Codec(Probe)
+
+
+def answer_probe(listener: Listener, arrival: Arrival) -> None:
+    """Send a probe back."""
+    try:
+        header, payload = split(arrival.frames)
+        probe = _codec.decode(header)
+    except ProtocolError:
+        return  # it is no probe; the sender's limit tells it so
+    frames = [bytes(header)]
+    if probe.echo and payload is not None:
+        frames.append(bytes(payload))
+    listener.send(arrival.peer, frames)
+
+
+def measure_link(
+    dialer: Dialer, source: str, target: str, *, frame_bytes: int, num_samples: int
+) -> LinkProfile:
+    """Measure latency and rate.
+
+    Args:
+        dialer: connected to a device that answers probes.
+        source: name of this device.
+        target: name of that device.
+        frame_bytes: size of a decode step's frame.
+        num_samples: round trips of such frames.
+
+    Returns:
+        Half the round trip of a frame as latency, and the rate of frames of 1 to 4 MiB.
+
+    Raises:
+        LinkError: the device does not answer in time.
+    """
+    if not dialer.wait_connected(5.0):
+        raise LinkError(
+            f"{target} does not answer link probes of {source} at {dialer.endpoint} within 5 s: "
+            "check the address and the firewall of its data port"
+        )
+    prober = _Prober(dialer, time.monotonic() + LIMIT_SECONDS, target)
+    small = bytes(frame_bytes)
+    for _ in range(WARM_UP):
+        prober.round_trip(small, echo=True)
+    times = sorted(prober.round_trip(small, echo=True) / 2 for _ in range(num_samples))
+    latency = statistics.median(times)
+    rates = []
+    for size in RATE_FRAME_BYTES:
+        large = bytes(size)
+        for _ in range(RATE_REPEATS):
+            seconds = prober.round_trip(large, echo=False)
+            rates.append(size / max(seconds - latency, 1e-6))
+            if prober.is_late:
+                break
+    return LinkProfile(
+        source=source,
+        target=target,
+        latency_seconds=latency,
+        bytes_per_second=statistics.median(rates),
+        time=Timing(
+            median_seconds=latency,
+            low_seconds=times[len(times) // 10],
+            high_seconds=times[(len(times) * 9) // 10],
+            num_samples=len(times),
+        ),
+    )
+
+
+class _Prober:
+    def __init__(self, dialer: Dialer, deadline: float, target: str) -> None:
+        self._dialer = dialer
+        self._deadline = deadline
+        self._target = target
+        self._nonce = 0
+
+    @property
+    def is_late(self) -> bool:
+        return time.monotonic() > self._deadline - LIMIT_SECONDS / 2
+
+    def round_trip(self, payload: bytes, *, echo: bool) -> float:
+        self._nonce += 1
+        started = time.perf_counter()
+        if not self._dialer.send([encode(Probe(self._nonce, echo)), payload]):
+            raise LinkError(f"the connection to {self._target} was lost during link probes")
+        while True:
+            left = self._deadline - time.monotonic()
+            if left <= 0 or not self._dialer.wait(left):
+                raise LinkError(
+                    f"{self._target} did not answer link probes within {LIMIT_SECONDS:.0f} s"
+                )
+            frames = self._dialer.receive()
+            if frames is not None and _codec.decode(frames[0]).nonce == self._nonce:
+                return time.perf_counter() - started

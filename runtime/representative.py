@@ -1,0 +1,124 @@
+"""Shards with made-up weights: what a profile run measures before any weight has been sent.
+
+One unit graph is repeated under the names of its successors, and every copy gets weights of its
+own, random and of the right shapes, so that caches see as many bytes as with real ones.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+import onnx
+from onnx import TensorProto
+
+from edgeshard.artifacts.fuse import concatenate
+from edgeshard.artifacts.store import Store
+from edgeshard.schemas.common import Blob
+from edgeshard.schemas.model import ModelManifest
+from edgeshard.schemas.shard import ShardManifest
+
+SEED = 20240523
+CHUNK_BYTES = 4 * 2**20
+
+
+def make_representative(
+    graphs: Store, scratch: Store, model: ModelManifest, model_blob: Blob, unit: int, count: int
+) -> ShardManifest:
+    """Make a shard of `count` copies of a unit in a scratch store.
+
+    Args:
+        graphs: holds the unit's graph; its weights need not be there.
+        scratch: gets graph and weights.
+        model: the unit's model.
+        model_blob: its manifest.
+        unit: index of the unit; only a block can be repeated.
+        count: copies.
+    """
+    plain = onnx.load_model_from_string(graphs.read(model.units[unit].graph))
+    sizes = {blob.filename: blob.size_bytes for blob in model.units[unit].weights}
+    copies = []
+    weights: list[Blob] = []
+    for offset in range(count):
+        copy = _renamed(plain, unit - 1, unit - 1 + offset) if offset else plain
+        blobs = {
+            name: _random_blob(scratch, size, offset, copy, name) for name, size in sizes.items()
+        }
+        copies.append(_pointed(copy, blobs))
+        weights += [blob for blob in blobs.values() if blob not in weights]
+    fused = concatenate(copies)
+    return ShardManifest(
+        model=model_blob.digest,
+        target=model.target,
+        precision=model.precision,
+        start=unit,
+        stop=unit + count,
+        num_units=max(len(model.units), unit + count + 1)
+        if model.units[unit].kind != "head"
+        else len(model.units),
+        graph=scratch.put(fused.SerializeToString(deterministic=True), ".onnx"),
+        weights=tuple(weights),
+        hidden_size=model.hidden_size,
+        vocab_size=model.vocab_size,
+        max_context=model.max_context,
+        kv=model.kv,
+    )
+
+
+def _renamed(model: onnx.ModelProto, old: int, new: int) -> onnx.ModelProto:
+    """The graph of block `old` under the names of block `new`."""
+    pattern = re.compile(rf"^(?:block\.{old}(?=[/:.])|hidden\.(\d+)$)")
+
+    def rename(name: str) -> str:
+        return pattern.sub(
+            lambda match: f"hidden.{int(match[1]) + new - old}" if match[1] else f"block.{new}",
+            name,
+        )
+
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    for node in copy.graph.node:
+        node.name = rename(node.name)
+        node.input[:] = [rename(name) for name in node.input]
+        node.output[:] = [rename(name) for name in node.output]
+    for item in (*copy.graph.input, *copy.graph.output, *copy.graph.initializer):
+        item.name = rename(item.name)
+    return copy
+
+
+def _pointed(model: onnx.ModelProto, blobs: dict[str, Blob]) -> onnx.ModelProto:
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    for tensor in copy.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = blobs[entry.value].filename
+    return copy
+
+
+def _random_blob(
+    scratch: Store, size_bytes: int, seed: int, model: onnx.ModelProto, location: str
+) -> Blob:
+    """A blob of the right length: small floats where floats are read, random codes elsewhere."""
+    generator = np.random.default_rng((SEED, seed, size_bytes))
+    data = np.zeros(size_bytes, np.uint8)
+    for tensor in model.graph.initializer:
+        entries = {item.key: item.value for item in tensor.external_data}
+        if entries.get("location") != location:
+            continue
+        start, length = int(entries["offset"]), int(entries["length"])
+        if tensor.data_type == TensorProto.FLOAT:
+            floats = generator.standard_normal(length // 4, np.float32) * np.float32(0.02)
+            data[start : start + length] = floats.view(np.uint8)
+        else:
+            data[start : start + length] = generator.integers(0, 256, length, np.uint8)
+    with scratch.writer(".safetensors") as writer:
+        for start in range(0, size_bytes, CHUNK_BYTES):
+            writer.write(memoryview(data[start : start + CHUNK_BYTES]))
+        return writer.finish()
+
+
+def bytes_of(blobs: Sequence[Blob]) -> int:
+    """Bytes of all blobs."""
+    return sum(blob.size_bytes for blob in blobs)

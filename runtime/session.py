@@ -1,0 +1,301 @@
+"""A shard in ONNX Runtime, with the keys and values of its sequences.
+
+    values [B, S] token ids or [B, S, hidden] ──► run ──► [B, S, hidden] or logits [B, vocab]
+
+Axes: B neighbouring slots from `first_slot`, S new positions of each, C the context of a slot. With
+the `static` layout the cache of all slots is one array `[slots, kv_heads, C, head_dim]` for each
+block and part; a slice of it is bound by address as input and output, so it is written in place.
+With `append` every slot keeps the cache that its last step gave back.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from numpy.typing import NDArray
+from onnxruntime.capi import onnxruntime_pybind11_state as pybind
+
+from edgeshard.artifacts.graph_check import check_graph
+from edgeshard.artifacts.store import Store
+from edgeshard.errors import DeviceError, InputError
+from edgeshard.runtime.machine import physical_cores
+from edgeshard.schemas.shard import ShardManifest
+
+Floats = NDArray[np.float32]
+CPU = "CPUExecutionProvider"
+# ONNX Runtime's errors have no base of their own; these are all that loading and running raise.
+ORT_ERRORS = (
+    pybind.EPFail,
+    pybind.Fail,
+    pybind.InvalidArgument,
+    pybind.InvalidGraph,
+    pybind.InvalidProtobuf,
+    pybind.NoSuchFile,
+    pybind.NotImplemented,
+    pybind.RuntimeException,
+    RuntimeError,
+)
+
+
+def session_options(threads: int) -> ort.SessionOptions:
+    """Options under which shards run and are profiled.
+
+    Threads stop spinning when a step ends: several stages on one machine, or several sessions in
+    one process, would steal each other's cores otherwise.
+    """
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    options.log_severity_level = 3
+    return options
+
+
+class ShardSession:
+    """One shard, loaded. Not for several threads at once."""
+
+    def __init__(
+        self,
+        session: ort.InferenceSession,
+        shard: ShardManifest,
+        context: int,
+        slots: int,
+    ) -> None:
+        self.shard = shard
+        self.context = context
+        self.slots = slots
+        self._session = session
+        self._input = "token_ids" if shard.has_embedding else f"hidden.{shard.start}"
+        self._output = "logits" if shard.has_head else f"hidden.{shard.stop}"
+        self._options = ort.RunOptions()
+        self._bound: dict[tuple[int, int, int], _Bound] = {}
+        self._names = [
+            (f"block.{index}.past_{part}", f"block.{index}.present_{part}")
+            for index in shard.blocks
+            for part in ("key", "value")
+        ]
+        self._cache: list[Floats] = []
+        self._appended: dict[int, list[ort.OrtValue]] = {}
+        if shard.kv.layout == "static":
+            shape = (slots, shard.kv.num_kv_heads, context, shard.kv.head_dim)
+            # One array for all: large enough that numpy asks for huge pages, which long contexts
+            # are a quarter faster with.
+            self._cache = list(np.zeros((len(self._names), *shape), np.float32))
+
+    @classmethod
+    def open(
+        cls,
+        store: Store,
+        shard: ShardManifest,
+        *,
+        provider: str = CPU,
+        threads: int = 0,
+        context: int = 2048,
+        slots: int = 1,
+    ) -> ShardSession:
+        """Check every byte of a shard, then load it.
+
+        Args:
+            store: holds the shard's blobs.
+            shard: what to load.
+            provider: ONNX Runtime execution provider.
+            threads: of the shard's operators; 0: all physical cores.
+            context: positions of a slot.
+            slots: sequences that are held at once.
+
+        Raises:
+            ArtifactError: a blob is missing or changed, or the graph is not what a shard may be.
+            InputError: the context is longer than the model's.
+            DeviceError: the provider is not here, or ONNX Runtime refuses the graph.
+        """
+        if context > shard.max_context:
+            raise InputError(
+                f"context {context} is more than the model's {shard.max_context}; ask for less"
+            )
+        available = ort.get_available_providers()
+        if provider not in available:
+            raise DeviceError(f"no {provider} on this device; it has {', '.join(available)}")
+        store.verify([shard.graph, *shard.weights])
+        path = store.path(shard.graph)
+        check_graph(onnx.load(str(path), load_external_data=False), shard.weights)
+        return cls(load(path, provider, threads), shard, context, slots)
+
+    def run(
+        self,
+        first_slot: int,
+        positions: NDArray[np.int64],
+        values: NDArray[Any],
+        *,
+        every_position: bool = False,
+    ) -> Floats:
+        """Compute new positions of neighbouring slots.
+
+        Args:
+            first_slot: slot of the first row.
+            positions: `[B]`, how many positions each row's slot holds already.
+            values: token ids `[B, S]` int64, or hidden states `[B, S, hidden]` float32.
+            every_position: with the head, give logits of all S positions.
+
+        Returns:
+            Hidden states `[B, S, hidden]`, or logits `[B, vocab]` of each row's last position (with
+            `every_position`, `[B, S, vocab]`). The array is the session's own and valid until its
+            next step of this shape.
+
+        Raises:
+            InputError: rows beyond the slots, or positions beyond the context.
+            DeviceError: ONNX Runtime failed.
+        """
+        batch, length = values.shape[:2]
+        if first_slot < 0 or first_slot + batch > self.slots:
+            raise InputError(f"slots [{first_slot}, {first_slot + batch}) of {self.slots}")
+        if int(positions.min()) < 0 or int(positions.max()) + length > self.context:
+            raise InputError(
+                f"{int(positions.max()) + length} positions exceed the context {self.context}"
+            )
+        try:
+            if self.shard.kv.layout == "static":
+                return self._run_static(first_slot, positions, values, every_position)
+            rows = [
+                self._run_append(
+                    first_slot + row, int(positions[row]), values[row : row + 1], every_position
+                )
+                for row in range(batch)
+            ]
+            return rows[0] if batch == 1 else np.concatenate(rows)
+        except ORT_ERRORS as error:
+            raise DeviceError(f"ONNX Runtime failed in a step: {str(error)[:300]}") from error
+
+    def close(self) -> None:
+        """Let go of the session and the cache."""
+        self._bound.clear()
+        self._cache.clear()
+        self._appended.clear()
+        del self._session
+
+    # Keys and values in place
+
+    def _run_static(
+        self,
+        first_slot: int,
+        positions: NDArray[np.int64],
+        values: NDArray[Any],
+        every_position: bool,
+    ) -> Floats:
+        batch, length = values.shape[:2]
+        key = (first_slot, batch, length)
+        bound = self._bound.get(key)
+        if bound is None:
+            bound = self._bind(first_slot, batch, length, every_position)
+            if (
+                length == 1 and not every_position
+            ):  # decode steps come again and again, prefills rarely
+                self._bound[key] = bound
+        bound.values[...] = values
+        bound.seqlens[...] = positions + (length - 1)
+        bound.total[0] = int(positions.max()) + length
+        self._session.run_with_iobinding(bound.binding, self._options)
+        return bound.result
+
+    def _bind(self, first_slot: int, batch: int, length: int, every_position: bool) -> _Bound:
+        shard = self.shard
+        binding = self._session.io_binding()
+        shape = (batch, length) if shard.has_embedding else (batch, length, shard.hidden_size)
+        values = np.zeros(shape, np.int64 if shard.has_embedding else np.float32)
+        inputs: dict[str, NDArray[Any]] = {self._input: values}
+        seqlens, total = np.zeros(batch, np.int32), np.zeros(1, np.int32)
+        if shard.blocks:
+            inputs |= {"seqlens_k": seqlens, "total_sequence_length": total}
+        output: Floats = np.empty((batch, length, shard.hidden_size), np.float32)
+        if shard.has_head:
+            wanted = inputs["logit_positions"] = _logit_positions(length, every_position)
+            output = np.empty((batch, wanted.size, shard.vocab_size), np.float32)
+        for name, array in inputs.items():
+            _bind_input(binding, name, array)
+        for (past, present), cache in zip(self._names, self._cache, strict=True):
+            rows = cache[first_slot : first_slot + batch]
+            _bind_input(binding, past, rows)
+            _bind_output(binding, present, rows)
+        _bind_output(binding, self._output, output)
+        result = output if every_position or not shard.has_head else output[:, 0]
+        return _Bound(binding, inputs, values, seqlens, total, result)
+
+    # Keys and values appended
+
+    def _run_append(
+        self, slot: int, position: int, values: NDArray[Any], every_position: bool
+    ) -> Floats:
+        shard, length = self.shard, values.shape[1]
+        if position == 0:
+            shape = (1, shard.kv.num_kv_heads, 0, shard.kv.head_dim)
+            empty = np.zeros(shape, np.float32)
+            self._appended[slot] = [ort.OrtValue.ortvalue_from_numpy(empty) for _ in self._names]
+        cache = self._appended[slot]
+        binding = self._session.io_binding()
+        binding.bind_cpu_input(self._input, np.ascontiguousarray(values))
+        if shard.blocks:
+            places = np.arange(position, position + length, dtype=np.int64)[None]
+            binding.bind_cpu_input("position_ids", places)
+        if shard.has_head:
+            wanted = _logit_positions(length, every_position)
+            binding.bind_cpu_input("logit_positions", wanted)
+        for (past, _), value in zip(self._names, cache, strict=True):
+            binding.bind_ortvalue_input(past, value)
+        binding.bind_output(self._output, "cpu")
+        for _, present in self._names:
+            binding.bind_output(present, "cpu")
+        self._session.run_with_iobinding(binding, self._options)
+        output, *cache = binding.get_outputs()
+        self._appended[slot] = cache
+        result: Floats = output.numpy()
+        return result if every_position or not shard.has_head else result[:, 0]
+
+
+class _Bound:
+    """A binding whose arrays are filled before each step and read after it."""
+
+    def __init__(
+        self,
+        binding: ort.IOBinding,
+        inputs: dict[str, NDArray[Any]],
+        values: NDArray[Any],
+        seqlens: NDArray[np.int32],
+        total: NDArray[np.int32],
+        result: Floats,
+    ) -> None:
+        self.binding = binding
+        self.inputs = inputs  # kept alive: ONNX Runtime knows their addresses only
+        self.values = values
+        self.seqlens = seqlens
+        self.total = total
+        self.result = result
+
+
+def load(path: Path, provider: str, threads: int) -> ort.InferenceSession:
+    """Open a graph with one provider; operators that it lacks run on the CPU.
+
+    Raises:
+        DeviceError: ONNX Runtime refuses the graph.
+    """
+    providers = [provider] if provider == CPU else [provider, CPU]
+    options = session_options(threads or physical_cores())
+    try:
+        return ort.InferenceSession(str(path), options, providers=providers)
+    except ORT_ERRORS as error:
+        raise DeviceError(f"ONNX Runtime cannot load {path.name}: {str(error)[:300]}") from error
+
+
+def _logit_positions(length: int, every_position: bool) -> NDArray[np.int64]:
+    first = 0 if every_position else length - 1
+    return np.arange(first, length, dtype=np.int64)
+
+
+def _bind_input(binding: ort.IOBinding, name: str, array: NDArray[Any]) -> None:
+    binding.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+
+
+def _bind_output(binding: ort.IOBinding, name: str, array: NDArray[Any]) -> None:
+    binding.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)

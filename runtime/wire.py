@@ -1,0 +1,179 @@
+"""Messages of the chain, and how every message becomes bytes.
+
+    header  "ES" major minor msgpack      at most 1 KiB
+    payload raw little-endian tensor      at most one; its length follows from our own manifest
+
+    coordinator ── Open Step Close Trace ──► stage 0 ──► … ──► last stage
+         ▲                                                        │
+         └────────────────── Token Fault Trace ───────────────────┘
+
+Rule: a message is one of the types below or it is refused. Unknown fields are refused, an unknown
+major version is refused by name, and no size is believed that we can work out ourselves.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Generic, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from edgeshard.errors import LinkError
+
+MAJOR = 1
+MINOR = 0
+MAX_HEADER_BYTES = 1024
+MAX_TEXT = 400
+_PREFIX = bytes([ord("E"), ord("S"), MAJOR, MINOR])
+
+Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+Positive = Annotated[int, Meta(ge=1, le=2**31)]
+Text = Annotated[str, Meta(max_length=MAX_TEXT)]
+
+
+class ProtocolError(LinkError):
+    """A message that is not what the protocol says."""
+
+
+class Message(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True, tag=str.lower
+):
+    """Base of every message; the tag is the type's name in lower case."""
+
+
+class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
+    """How the last stage chooses a token; temperature 0 takes the likeliest.
+
+    Attributes:
+        top_k: candidates at most; 0: all.
+        top_p: smallest set of candidates with this probability; 1: all.
+    """
+
+    temperature: Annotated[float, Meta(ge=0, le=100)] = 0.0
+    top_k: Annotated[int, Meta(ge=0, le=2**31)] = 0
+    top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
+    seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 0
+
+
+class Open(Message, frozen=True):
+    """A request takes a slot on every stage."""
+
+    epoch: Count
+    request: Count
+    slot: Count
+    sampling: Sampling
+
+
+class Step(Message, frozen=True):
+    """Run `num_tokens` positions from `position` on; carries a payload.
+
+    Attributes:
+        wants_token: whether the last stage samples; without, it answers that the step is done.
+        compute_seconds: what the stages before spent computing.
+    """
+
+    epoch: Count
+    request: Count
+    slot: Count
+    position: Count
+    num_tokens: Positive
+    wants_token: bool
+    compute_seconds: float = 0.0
+
+
+class Close(Message, frozen=True):
+    """A request gives its slot back on every stage."""
+
+    epoch: Count
+    request: Count
+    slot: Count
+
+
+class Fault(Message, frozen=True):
+    """A stage cannot go on with a request; travels down the chain and back to the source."""
+
+    epoch: Count
+    request: Count
+    stage: Count
+    reason: Text
+
+
+class Trace(Message, frozen=True):
+    """Goes once around the chain: each stage counts itself, the last one returns it."""
+
+    epoch: Count
+    nonce: Count
+    num_stages: Count
+
+
+class Token(Message, frozen=True):
+    """A step is done on the last stage.
+
+    Attributes:
+        position: positions that the request holds now.
+        token: the sampled token, None where none was wanted.
+        compute_seconds: what all stages spent computing the step.
+    """
+
+    epoch: Count
+    request: Count
+    position: Count
+    token: Annotated[int, Meta(ge=0, le=2**31)] | None
+    compute_seconds: float
+
+
+StageMessage = Open | Step | Close | Fault | Trace
+ReturnMessage = Token | Fault | Trace
+
+T = TypeVar("T")
+_encoder = msgspec.msgpack.Encoder()
+
+
+def encode(message: msgspec.Struct) -> bytes:
+    """The header bytes of a message."""
+    return _PREFIX + _encoder.encode(message)
+
+
+class Codec(Generic[T]):
+    """Reads the messages of one direction."""
+
+    def __init__(self, kinds: object, max_bytes: int = MAX_HEADER_BYTES) -> None:
+        """Read messages of `kinds`, a union of structs, of at most `max_bytes`."""
+        self._decoder: msgspec.msgpack.Decoder[T] = msgspec.msgpack.Decoder(kinds)
+        self._max_bytes = max_bytes
+
+    def decode(self, header: bytes | memoryview) -> T:
+        """The message of a header.
+
+        Raises:
+            ProtocolError: too long, of another version, or not one of our messages.
+        """
+        if len(header) > self._max_bytes:
+            raise ProtocolError(f"header has {len(header)} bytes, at most {self._max_bytes} may be")
+        prefix = bytes(header[:4])
+        if prefix[:2] != b"ES" or len(prefix) < 4:
+            raise ProtocolError("message does not start with the protocol's mark")
+        if prefix[2] != MAJOR:
+            raise ProtocolError(
+                f"peer speaks protocol {prefix[2]}.{prefix[3]}, this version speaks "
+                f"{MAJOR}.{MINOR}: install the same edgeshard on both"
+            )
+        try:
+            return self._decoder.decode(header[4:])
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+            raise ProtocolError(f"message is not what the protocol says: {error}") from error
+
+
+stage_codec: Codec[StageMessage] = Codec(StageMessage)
+return_codec: Codec[ReturnMessage] = Codec(ReturnMessage)
+
+
+def split(frames: list[memoryview], max_payloads: int = 1) -> tuple[memoryview, memoryview | None]:
+    """Header and payload of a message.
+
+    Raises:
+        ProtocolError: another number of parts.
+    """
+    if not 1 <= len(frames) <= 1 + max_payloads:
+        raise ProtocolError(f"message has {len(frames)} parts, at most {1 + max_payloads} may be")
+    return frames[0], frames[1] if len(frames) > 1 else None

@@ -1,0 +1,250 @@
+"""The process of one stage: takes steps, computes them, sends them on.
+
+    previous ── ROUTER ─► decode ─► StageCore ─► session.run ─► DEALER ── next stage or source
+
+Rule: one thread, one wait. Nothing runs here while a step computes but libzmq's own thread, which
+moves the bytes of the next ones (docs/adr/0002-one-loop-per-worker.md).
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+import numpy as np
+import psutil
+from numpy.typing import NDArray
+
+from edgeshard.artifacts.store import Store
+from edgeshard.errors import EdgeShardError
+from edgeshard.runtime.channel import Arrival, Listener, Network, Poller
+from edgeshard.runtime.child import Line, Parent, Ready, exit_now
+from edgeshard.runtime.keys import load_keys
+from edgeshard.runtime.outlet import Outlet
+from edgeshard.runtime.sampler import sample
+from edgeshard.runtime.stage import Compute, Instruction, StageCore, StageShape
+from edgeshard.runtime.wire import (
+    MAX_HEADER_BYTES,
+    ProtocolError,
+    Step,
+    Token,
+    encode,
+    split,
+    stage_codec,
+)
+from edgeshard.schemas.shard import ShardManifest
+
+BLOCKED_SECONDS = 3.0
+TURN_SECONDS = 0.5
+
+
+class Session(Protocol):
+    """What computes a shard; see `edgeshard.runtime.session.ShardSession`."""
+
+    def run(
+        self, first_slot: int, positions: NDArray[np.int64], values: NDArray[np.generic]
+    ) -> NDArray[np.float32]:
+        """Run `[B, S]` token ids or `[B, S, hidden]` states; logits `[B, vocab]` with the head."""
+        ...
+
+    def close(self) -> None:
+        """Free what it holds."""
+        ...
+
+
+class StageConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What an agent tells a worker; paths, never secrets.
+
+    Attributes:
+        listen: endpoint of the data port.
+        previous_key: the only key that may deliver.
+        next_endpoint: data port of the next stage, or return port of the source.
+    """
+
+    store: str
+    shard: ShardManifest
+    key: str
+    epoch: int
+    index: int
+    provider: str
+    threads: int
+    context: int
+    slots: int
+    chunk_tokens: int
+    listen: str
+    previous_key: str
+    next_endpoint: str
+    next_key: str
+
+
+OpenSession = Callable[[StageConfig], Session]
+
+
+def open_shard(config: StageConfig) -> Session:
+    """Open the real session of a shard."""
+    from edgeshard.runtime.session import ShardSession
+
+    return ShardSession.open(
+        Store(Path(config.store)),
+        config.shard,
+        provider=config.provider,
+        threads=config.threads,
+        context=config.context,
+        slots=config.slots,
+    )
+
+
+class Worker:
+    """One stage: its sockets, its protocol core and its session."""
+
+    def __init__(self, config: StageConfig, network: Network, tell: Callable[[Line], None]) -> None:
+        """Bind and dial; the session comes with `serve`."""
+        self._config = config
+        self._tell = tell
+        shard = config.shard
+        self._shape = StageShape(
+            epoch=config.epoch,
+            index=config.index,
+            slots=config.slots,
+            context=config.context,
+            chunk_tokens=config.chunk_tokens,
+            hidden_size=shard.hidden_size,
+            takes_tokens=shard.has_embedding,
+            is_last=shard.has_head,
+        )
+        self._core = StageCore(self._shape)
+        self._listener: Listener = network.listen(
+            config.listen,
+            domain="data",
+            admitted=[config.previous_key],
+            max_bytes=max(MAX_HEADER_BYTES, self._shape.payload_bytes(config.chunk_tokens)),
+            queue=64 + 4 * config.slots,
+        )
+        self._poller = Poller(self._listener)
+        dialer = network.dial(
+            config.next_endpoint,
+            config.next_key,
+            max_bytes=MAX_HEADER_BYTES,
+            queue=64 + 4 * config.slots,
+        )
+        self._outlet = Outlet(dialer, self._poller)
+        self._is_reported = False
+        self._open_slots = 0
+
+    def serve(self, session: Session) -> None:
+        """Take steps until the process is told to end."""
+        self._session = session
+        while True:
+            ready = self._poller.wait(TURN_SECONDS)
+            if self._outlet.is_blocked:
+                self._outlet.flush()
+                self._report_blocked()
+                self._poller.watch(self._listener, readable=not self._outlet.is_blocked)
+            if self._listener in ready:
+                self._take()
+
+    def _take(self) -> None:
+        while not self._outlet.is_blocked and (arrival := self._listener.receive()) is not None:
+            try:
+                self._apply(arrival)
+            except ProtocolError as error:
+                self._core.counts["refused"] += 1
+                self._core.problems.append(str(error))
+            self._report()
+        if self._outlet.is_blocked:
+            self._poller.watch(self._listener, readable=False)
+
+    def _apply(self, arrival: Arrival) -> None:
+        header, payload = split(arrival.frames)
+        message = stage_codec.decode(header)
+        for instruction in self._core.handle(message, len(payload) if payload is not None else 0):
+            if isinstance(instruction, Compute) and payload is not None:
+                self._compute(instruction, payload)
+            else:
+                self._forward(instruction)
+
+    def _forward(self, instruction: Instruction) -> None:
+        if not isinstance(instruction, Compute):
+            self._outlet.send([encode(instruction.message)])
+
+    def _compute(self, work: Compute, payload: memoryview) -> None:
+        step, started = work.step, time.perf_counter()
+        try:
+            result = self._session.run(
+                step.slot, np.array([step.position], np.int64), self._values(step, payload)
+            )
+            end = step.position + step.num_tokens
+            token: int | None = None
+            if self._shape.is_last and step.wants_token:
+                token = sample(result[0], work.sampling, end)
+        except Exception as error:  # whatever a kernel raises ends one request, not the stage
+            print(f"stage {self._shape.index}: {type(error).__name__}: {error}", file=sys.stderr)
+            for instruction in self._core.give_up(step.request, f"{error}"):
+                self._forward(instruction)
+            return
+        seconds = step.compute_seconds + time.perf_counter() - started
+        if self._shape.is_last:
+            self._outlet.send([encode(Token(step.epoch, step.request, end, token, seconds))])
+            return
+        onward = msgspec.structs.replace(step, compute_seconds=seconds)
+        self._outlet.send([encode(onward), np.ascontiguousarray(result).data.cast("B")])
+
+    def _values(self, step: Step, payload: memoryview) -> NDArray[np.generic]:
+        """The payload as an array: token ids `[1, S]`, or hidden states `[1, S, hidden]`."""
+        if not self._shape.takes_tokens:
+            states = np.frombuffer(payload, np.float32)
+            return np.require(states.reshape(1, step.num_tokens, -1), requirements=["C", "A"])
+        tokens = np.frombuffer(payload, np.int64)
+        vocab_size = self._config.shard.vocab_size
+        if tokens.min() < 0 or tokens.max() >= vocab_size:
+            raise ProtocolError(f"a token id is not below {vocab_size}")
+        return np.require(tokens.reshape(1, -1), requirements=["C", "A"])
+
+    def _report(self) -> None:
+        if self._core.open_slots != self._open_slots:
+            self._open_slots = self._core.open_slots
+            self._tell(Line(open_slots=self._open_slots))
+        for problem in self._core.problems[:1]:
+            print(f"stage {self._shape.index} refused a message: {problem}", file=sys.stderr)
+        self._core.problems.clear()
+
+    def _report_blocked(self) -> None:
+        is_blocked = self._outlet.blocked_seconds() > BLOCKED_SECONDS
+        if is_blocked != self._is_reported:
+            self._is_reported = is_blocked
+            endpoint = self._config.next_endpoint
+            reason = f"cannot send to {endpoint} for {BLOCKED_SECONDS:.0f} s"
+            self._tell(Line(blocked=reason if is_blocked else ""))
+
+
+def run_stage(open_session: OpenSession = open_shard) -> int:
+    """The whole life of a worker process; its exit status."""
+    parent = Parent()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    try:
+        config = parent.config(StageConfig)
+        parent.follow(lambda line: None, exit_now)
+        with Network(load_keys(Path(config.key))) as network:
+            worker = Worker(config, network, parent.tell)
+            started = time.monotonic()
+            parent.tell(Line(progress=f"opening units {config.shard.start}-{config.shard.stop}"))
+            session = open_session(config)
+            resident_bytes = psutil.Process().memory_info().rss
+            parent.tell(Line(ready=Ready(resident_bytes, time.monotonic() - started)))
+            try:
+                worker.serve(session)
+            finally:
+                session.close()
+    except EdgeShardError as error:
+        parent.fail(error)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_stage())

@@ -1,0 +1,93 @@
+"""The commands of a chain, as a person runs them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from edgeshard.cli.agent import agent
+from edgeshard.cli.deploy import Narrator, deploy
+from edgeshard.cli.generate import generate
+from edgeshard.cli.keys import keys
+from edgeshard.cli.status import status
+from edgeshard.errors import InputError
+from edgeshard.runtime.deploy import DeployProgress
+from edgeshard.runtime.local import LocalCluster
+from support.runtime_chain import deploy_double, local_cluster
+from support.runtime_double import expected
+
+pytestmark = pytest.mark.timeout(60)
+RUNNER = CliRunner()
+
+
+def app() -> typer.Typer:
+    commands = typer.Typer()
+    for command in (keys, agent, deploy, generate, status):
+        commands.command()(command)
+    return commands
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+        with local_cluster(tmp_path_factory.mktemp("cli")) as cluster:
+            deploy_double(cluster)
+            yield cluster
+
+
+def ways(chain: LocalCluster) -> list[str]:
+    return ["--cluster", str(chain.cluster_path), "--key", str(chain.key_path)]
+
+
+def test_generate_streams_text_and_tells_its_timings(chain: LocalCluster) -> None:
+    words = ["generate", "hello", "--raw", "--max-tokens", "9", *ways(chain)]
+    done = RUNNER.invoke(app(), words, catch_exceptions=False)
+    assert done.exit_code == 0
+    assert done.stdout == bytes(expected(b"hello", 9)).decode(errors="replace") + "\n"
+    assert "5 prompt tokens, 9 tokens (length); first after" in done.stderr
+
+
+def test_generate_gives_json(chain: LocalCluster) -> None:
+    words = ["generate", "hello", "--raw", "--max-tokens", "9", "--json", *ways(chain)]
+    answer = json.loads(RUNNER.invoke(app(), words, catch_exceptions=False).stdout)
+    assert answer["token_ids"] == expected(b"hello", 9)
+    assert len(answer["token_seconds"]) == 8
+
+
+def test_status_shows_a_table_or_json(chain: LocalCluster) -> None:
+    done = RUNNER.invoke(app(), ["status", *ways(chain)], env={"COLUMNS": "200"})
+    assert done.exit_code == 0
+    assert all(name in done.stdout for name in chain.names)
+    found = json.loads(RUNNER.invoke(app(), ["status", "--json", *ways(chain)]).stdout)
+    assert [one["status"]["stage"]["index"] for one in found] == [0, 1, 2]
+
+
+def test_keys_prints_what_goes_into_the_cluster_file(tmp_path: Path) -> None:
+    done = RUNNER.invoke(app(), ["keys", "phone", "--dir", str(tmp_path / "keys")])
+    assert done.stdout == (tmp_path / "keys" / "phone.public").read_text()
+
+
+def test_an_unknown_device_is_refused_with_those_that_are(chain: LocalCluster) -> None:
+    words = ["agent", "--name", "x", "--store", str(chain.folder / "x"), *ways(chain)]
+    with pytest.raises(InputError, match="it has device-0, device-1, device-2"):
+        RUNNER.invoke(app(), words, catch_exceptions=False)
+
+
+def test_progress_of_a_transfer_is_told_by_tenths(capsys: pytest.CaptureFixture[str]) -> None:
+    tell = Narrator()
+    for done in range(0, 1001):
+        tell(DeployProgress("phone", "sending", done, 1000))
+    assert len(capsys.readouterr().err.splitlines()) == 11
+
+
+@pytest.mark.parametrize("command", ["keys", "agent", "deploy", "generate", "status"])
+def test_every_command_explains_itself(command: str) -> None:
+    done = RUNNER.invoke(app(), [command, "--help"])
+    assert done.exit_code == 0
+    assert len(done.stdout.splitlines()) > 5

@@ -1,0 +1,75 @@
+"""A client's exchange: a result or an error, never silence, never a short answer."""
+
+from __future__ import annotations
+
+import pytest
+
+from edgeshard.errors import DeviceError, InputError, LinkError
+from edgeshard.runtime import ask
+from edgeshard.runtime.exchange import Exchange
+from edgeshard.runtime.wire import ProtocolError, encode
+
+
+def exchange() -> Exchange:
+    return Exchange(1, "tcp://source", 0.0)
+
+
+def test_an_answer_with_its_timings() -> None:
+    one = exchange()
+    one.handle(ask.Started(1, 5), 0.1)
+    one.handle(ask.Piece(1, 0, 70, "F"), 1.0)
+    one.handle(ask.Piece(1, 1, 71, "G"), 1.5)
+    one.handle(ask.Finished(1, "stop", 2, 0.2), 1.6)
+    assert one.result is not None
+    assert (one.result.text, one.result.token_ids) == ("FG", (70, 71))
+    assert (one.result.first_token_seconds, one.result.token_seconds) == (1.0, (0.5,))
+    assert (one.result.prompt_tokens, one.result.finish_reason) == (5, "stop")
+
+
+def test_a_missing_token_is_an_error() -> None:
+    one = exchange()
+    with pytest.raises(LinkError, match="token 0 is missing"):
+        one.handle(ask.Piece(1, 1, 71, "G"), 1.5)
+
+
+def test_a_short_answer_is_an_error() -> None:
+    with pytest.raises(LinkError, match="0 of 2 tokens"):
+        exchange().handle(ask.Finished(1, "stop", 2, 0.2), 1.6)
+
+
+@pytest.mark.parametrize(
+    ("kind", "error"),
+    [("InputError", InputError), ("DeviceError", DeviceError), ("SystemExit", DeviceError)],
+)
+def test_a_failure_has_the_class_that_the_coordinator_says(
+    kind: str, error: type[Exception]
+) -> None:
+    with pytest.raises(error, match="reason"):
+        exchange().handle(ask.Failed(1, kind, "reason"), 1.0)
+
+
+def test_silence_is_asked_about_and_then_an_error() -> None:
+    one = exchange()
+    assert not one.wants_ping(0.5)
+    assert one.wants_ping(1.0)
+    assert not one.wants_ping(1.5)
+    one.handle(ask.Pong(), 1.6)
+    assert one.wants_ping(5.0)
+    with pytest.raises(LinkError, match="does not answer for 4 s after 0 tokens"):
+        one.wants_ping(5.7)
+
+
+def test_a_reader_that_was_away_does_not_blame_the_coordinator() -> None:
+    one = exchange()
+    one.was_away(100.0)
+    assert one.wants_ping(101.0)
+
+
+def test_events_of_other_requests_are_left_alone() -> None:
+    assert exchange().handle(ask.Piece(2, 5, 1, "x"), 1.0) is None
+
+
+def test_a_request_out_of_range_is_refused_by_the_coordinator_too() -> None:
+    request = ask.Generate(1, "a", (), 0, 0.0, 0, 1.0, None, (), False)
+    with pytest.raises(ProtocolError):
+        ask.ask_codec.decode(encode(request))

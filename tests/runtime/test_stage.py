@@ -1,0 +1,143 @@
+"""The protocol core of a stage: a step is applied once and in order, or not at all."""
+
+from __future__ import annotations
+
+import pytest
+
+from edgeshard.runtime.stage import Compute, Forward, Instruction, StageCore, StageShape
+from edgeshard.runtime.wire import Close, Fault, Open, Sampling, StageMessage, Step, Trace
+
+GREEDY = Sampling()
+
+
+def core(*, is_last: bool = False) -> StageCore:
+    return StageCore(
+        StageShape(
+            epoch=7,
+            index=1,
+            slots=2,
+            context=16,
+            chunk_tokens=8,
+            hidden_size=4,
+            takes_tokens=False,
+            is_last=is_last,
+        )
+    )
+
+
+def step(position: int, num_tokens: int = 1, request: int = 5, slot: int = 0) -> Step:
+    return Step(7, request, slot, position, num_tokens, True)
+
+
+def feed(stage: StageCore, *messages: StageMessage) -> list[Instruction]:
+    """Instructions of the last message, with payloads of the right size."""
+    given: list[Instruction] = []
+    for message in messages:
+        size = 16 * message.num_tokens if isinstance(message, Step) else 0
+        given = stage.handle(message, size)
+    return given
+
+
+def faults(instructions: list[Instruction]) -> list[str]:
+    return [
+        one.message.reason
+        for one in instructions
+        if isinstance(one, Forward) and isinstance(one.message, Fault)
+    ]
+
+
+def test_steps_in_order_are_computed() -> None:
+    stage = core()
+    opened = Open(7, 5, 0, GREEDY)
+    assert feed(stage, opened) == [Forward(opened)]
+    assert feed(stage, step(0, 4)) == [Compute(step(0, 4), GREEDY)]
+    assert feed(stage, step(4)) == [Compute(step(4), GREEDY)]
+    closed = Close(7, 5, 0)
+    assert feed(stage, closed) == [Forward(closed)]
+    assert stage.open_slots == 0
+
+
+def test_the_last_stage_keeps_open_and_close_to_itself() -> None:
+    stage = core(is_last=True)
+    assert feed(stage, Open(7, 5, 0, GREEDY)) == []
+    assert feed(stage, Close(7, 5, 0)) == []
+
+
+def test_a_repeated_step_is_dropped() -> None:
+    stage = core()
+    assert feed(stage, Open(7, 5, 0, GREEDY), step(0, 4), step(0, 4)) == []
+    assert stage.counts["duplicate"] == 1
+    assert feed(stage, step(4)) == [Compute(step(4), GREEDY)]
+
+
+def test_a_gap_gives_the_request_up() -> None:
+    stage = core()
+    given = feed(stage, Open(7, 5, 0, GREEDY), step(0, 4), step(5))
+    assert faults(given) == ["protocol error: step at position 5 after 4: one is lost"]
+    assert feed(stage, step(4)) == []
+    assert stage.open_slots == 0
+
+
+@pytest.mark.parametrize(
+    ("message", "size"),
+    [
+        (step(0, 9), 9 * 16),  # longer than a chunk
+        (step(0, 4), 4 * 16 - 1),
+        (step(0, 4), 4 * 16 + 1),
+        (step(0, 4), 0),
+        (step(0, 2**31), 0),
+        (step(2**63 - 1, 1), 16),
+        (step(12, 5), 5 * 16),  # beyond the context
+    ],
+)
+def test_what_does_not_fit_never_reaches_the_session(message: Step, size: int) -> None:
+    stage = core()
+    feed(stage, Open(7, 5, 0, GREEDY))
+    assert len(faults(stage.handle(message, size))) == 1
+    assert stage.counts["refused"] == 1
+
+
+def test_a_slot_that_is_not_ours_is_refused() -> None:
+    assert len(faults(feed(core(), Open(7, 5, 2, GREEDY)))) == 1
+
+
+def test_a_held_slot_is_not_taken_over() -> None:
+    stage = core()
+    given = feed(stage, Open(7, 5, 0, GREEDY), Open(7, 6, 0, GREEDY))
+    assert faults(given) == ["protocol error: slot 0 is held by request 5"]
+    assert feed(stage, step(0)) == [Compute(step(0), GREEDY)]
+
+
+def test_another_request_cannot_use_a_slot() -> None:
+    assert feed(core(), Open(7, 5, 0, GREEDY), step(0, request=6)) == []
+
+
+@pytest.mark.parametrize(
+    "message",
+    [Open(6, 5, 0, GREEDY), Step(6, 5, 0, 0, 1, True), Close(6, 5, 0), Trace(6, 1, 0)],
+)
+def test_an_old_epoch_changes_nothing(message: StageMessage) -> None:
+    stage = core()
+    feed(stage, Open(7, 5, 0, GREEDY))
+    assert feed(stage, message) == []
+    assert stage.counts["stale epoch"] == 1
+    assert stage.open_slots == 1
+
+
+def test_a_fault_passes_through_and_frees_the_slot() -> None:
+    stage = core()
+    fault = Fault(7, 5, 0, "kernel")
+    assert feed(stage, Open(7, 5, 0, GREEDY), fault) == [Forward(fault)]
+    assert stage.open_slots == 0
+
+
+def test_a_trace_counts_the_stages() -> None:
+    assert feed(core(), Trace(7, 9, 1)) == [Forward(Trace(7, 9, 2))]
+
+
+def test_the_first_stage_takes_token_ids() -> None:
+    shape = core().shape
+    assert shape.payload_bytes(3) == 48
+    import dataclasses
+
+    assert dataclasses.replace(shape, takes_tokens=True).payload_bytes(3) == 24

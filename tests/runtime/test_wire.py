@@ -1,0 +1,114 @@
+"""The codec gives back what it took, and refuses everything else with one kind of error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgeshard.runtime import ask, control, wire
+
+settings.register_profile("runtime", derandomize=True, deadline=None, max_examples=300)
+
+counts = st.integers(0, 2**63 - 1)
+samplings = st.builds(
+    wire.Sampling,
+    temperature=st.floats(0, 100),
+    top_k=st.integers(0, 2**31),
+    top_p=st.floats(0.01, 1),
+    seed=counts,
+)
+stage_messages = st.one_of(
+    st.builds(wire.Open, counts, counts, counts, samplings),
+    st.builds(
+        wire.Step,
+        counts,
+        counts,
+        counts,
+        counts,
+        st.integers(1, 2**31),
+        st.booleans(),
+        st.floats(0, 1e6),
+    ),
+    st.builds(wire.Close, counts, counts, counts),
+    st.builds(wire.Fault, counts, counts, counts, st.text(max_size=100)),
+    st.builds(wire.Trace, counts, counts, counts),
+)
+
+
+@settings(settings.get_profile("runtime"))
+@given(stage_messages)
+def test_a_message_is_read_back(message: wire.StageMessage) -> None:
+    header = wire.encode(message)
+    assert len(header) <= wire.MAX_HEADER_BYTES
+    assert wire.stage_codec.decode(header) == message
+
+
+DECODERS: list[Callable[[bytes], object]] = [
+    wire.stage_codec.decode,
+    wire.return_codec.decode,
+    ask.ask_codec.decode,
+    ask.event_codec.decode,
+    control.request_codec.decode,
+    control.reply_codec.decode,
+]
+
+
+@settings(settings.get_profile("runtime"))
+@given(st.binary(max_size=200), st.booleans(), st.sampled_from(range(len(DECODERS))))
+def test_hostile_bytes_are_refused_by_name(data: bytes, has_prefix: bool, codec: int) -> None:
+    header = bytes([69, 83, wire.MAJOR, 0]) + data if has_prefix else data
+    try:
+        DECODERS[codec](header)
+    except wire.ProtocolError:
+        return
+    assert has_prefix
+
+
+@settings(settings.get_profile("runtime"))
+@given(stage_messages, st.data())
+def test_a_changed_message_is_a_message_or_refused(
+    message: wire.StageMessage, data: st.DataObject
+) -> None:
+    header = bytearray(wire.encode(message))
+    header[data.draw(st.integers(0, len(header) - 1))] = data.draw(st.integers(0, 255))
+    cut = data.draw(st.integers(0, len(header)))
+    try:
+        decoded = wire.stage_codec.decode(bytes(header[: cut or None]))
+    except wire.ProtocolError:
+        return
+    assert wire.stage_codec.decode(wire.encode(decoded)) is not None
+
+
+def test_another_major_version_is_refused_by_name() -> None:
+    header = bytearray(wire.encode(wire.Close(1, 2, 3)))
+    header[2] = 9
+    with pytest.raises(wire.ProtocolError, match=r"protocol 9\.0.*1\.0"):
+        wire.stage_codec.decode(bytes(header))
+
+
+def test_an_unknown_field_is_refused() -> None:
+    header = bytes([69, 83, wire.MAJOR, 0]) + msgspec.msgpack.encode(["close", 1, 2, 3, 4])
+    with pytest.raises(wire.ProtocolError):
+        wire.stage_codec.decode(header)
+
+
+def test_a_long_header_is_refused() -> None:
+    with pytest.raises(wire.ProtocolError, match="at most 1024"):
+        wire.stage_codec.decode(bytes(1025))
+
+
+@pytest.mark.parametrize("temperature", [float("nan"), float("inf"), -1.0])
+def test_a_sampling_out_of_range_is_refused(temperature: float) -> None:
+    message = wire.Open(1, 2, 3, wire.Sampling(temperature))
+    with pytest.raises(wire.ProtocolError):
+        wire.stage_codec.decode(wire.encode(message))
+
+
+@pytest.mark.parametrize("count", [0, 3, 9])
+def test_another_number_of_parts_is_refused(count: int) -> None:
+    with pytest.raises(wire.ProtocolError, match="parts"):
+        wire.split([memoryview(b"x")] * count)
