@@ -1,10 +1,11 @@
-"""Fuse contiguous units of a model into one shard graph. Needs onnx, never torch; copies no weights.
+"""Fuse contiguous units of a model into one shard graph; needs onnx, never torch.
 
     [embedding, block.0, block.1]  →  token_ids ─ … ─ hidden.3     over the same three blobs
 
-Unit graphs meet by name (`hidden.I`), every other name carries its unit's place, and what several
-units share (rotary tables, length inputs, constants) has one name in all of them. Nothing is
-optimised across a border between units, so that the same tokens come out wherever a plan cuts.
+No weight is copied. Unit graphs meet by name (`hidden.I`), every other name carries its unit's
+place, and what several units share (rotary tables, length inputs, constants) has one name in all of
+them. Nothing is optimised across a border between units, so that the same tokens come out wherever
+a plan cuts.
 """
 
 from __future__ import annotations

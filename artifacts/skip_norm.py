@@ -12,8 +12,10 @@ class SkipNormPass:
     """Join `Add` and the norm that reads it into `SkipSimplifiedLayerNormalization`.
 
     Requires: both inputs of the `Add` have one shape (a residual, as every semantic graph has it).
-    Ensures: the sum keeps its name and its place, so that other readers do not notice. It runs within
-    units only: joined across a border, the norm would round differently than it does behind a cut.
+    Ensures: the sum keeps its name and its place, so that other readers do not notice.
+
+    It runs within units only: joined across a border, the norm would round differently than it does
+    behind a cut.
     """
 
     def call(self, model: onnx.ModelProto) -> onnx.ModelProto:

@@ -48,7 +48,7 @@ def write_text_assets(store: Store, checkpoint: Checkpoint) -> TextAssets:
 def _eos_token_ids(
     checkpoint: Checkpoint, tokenizer: transformers.PreTrainedTokenizerBase | None
 ) -> tuple[int, ...]:
-    """Every token that may end an answer, from the configuration, its defaults and the tokenizer."""
+    """Every token that may end an answer: from configuration, defaults and tokenizer."""
     found: set[int] = set()
     sources: list[object] = [checkpoint.config.eos_token_id]
     if (checkpoint.path / "generation_config.json").is_file():

@@ -33,7 +33,7 @@ class Checkpoint(Protocol):
         """Names of all tensors."""
 
     def stored_type(self, name: str) -> str:
-        """How a tensor is stored: `F32`, `F16`, `BF16`, `Q4_0`, …"""
+        """How a tensor is stored: `F32`, `F16`, `BF16`, `Q4_0` and so on."""
 
     def shape(self, name: str) -> tuple[int, ...]:
         """A tensor's shape as the model sees it, `[rows, columns]` for a matrix."""

@@ -39,7 +39,7 @@ from edgeshard.compiler.lowering import (
     linear_groups,
     precision_bits,
 )
-from edgeshard.compiler.semantic import Node, pack_attention
+from edgeshard.compiler.semantic import pack_attention
 from edgeshard.compiler.trace import trace_block
 from edgeshard.errors import InputError
 from edgeshard.schemas.common import Blob, Precision, Target, UnitKind

@@ -6,9 +6,10 @@
     offset_blocks  the same, and
                    offsets  f32 [K/block, N]        w = scale · (code − 8) + offset
 
-N rows (outputs), K columns (inputs). GGUF's Q4_0 and Q8_0 are `blocks` of 32, and Q4_1, whose blocks
-have a minimum m, is `offset_blocks` with offset = m + 8 · scale: the symmetric kernel stays fast and
-the rest is a small float product over block sums of the input. All three are imported bit for bit.
+N rows (outputs), K columns (inputs). GGUF's Q4_0 and Q8_0 are `blocks` of 32, and Q4_1, whose
+blocks have a minimum m, is `offset_blocks` with offset = m + 8 · scale: the symmetric kernel stays
+fast and the rest is a small float product over block sums of the input. All three are imported bit
+for bit.
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ class PortableLowering(Lowering):
         return graph.op("Reshape", [shifted, graph.integers(rows, columns)], at=at)
 
     def gather(self, graph: GraphBuilder, tokens: str, weight: str, encoding: Encoding) -> str:
-        """See `Lowering.gather`; picks rows of codes first, so that no whole table is dequantised."""
+        """See `Lowering.gather`; picks rows of codes first, so as to dequantise no whole table."""
         rows, columns = self.shape.vocab_size, self.shape.hidden_size
         if encoding.kind == "float":
             matrix = graph.weight(f"{weight}.weight", TensorProto.FLOAT, (rows, columns))

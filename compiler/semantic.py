@@ -1,7 +1,7 @@
 """Semantic operators: what a traced block does, before a target says how.
 
     RMSNorm(x)       weight, epsilon
-    Linear(x)        weights (several share one input and are joined), biases, out_features (one each)
+    Linear(x)        weights (several are joined: they share the input), biases, out_features
     Attention(qkv)   causal, with rotary positions and the KV cache; num_heads, num_kv_heads,
                      head_dim, scale
     Reshape, Transpose, Add, Mul, Sigmoid, …   as in ONNX

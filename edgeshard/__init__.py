@@ -13,8 +13,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from edgeshard.runtime.exchange import Result, Token
     from edgeshard.runtime.client import AsyncClient, Client
+    from edgeshard.runtime.exchange import Result, Token
 
 __version__ = "0.1.0"
 __all__ = ["AsyncClient", "Client", "Result", "Token", "__version__"]

@@ -1,7 +1,7 @@
-"""Measures one shard of a whole model in one process, and a chain of three on loopback beside it.
+"""Measures one shard of a whole model in one process.
 
-A decode row is the rate of `DECODE_TOKENS` steps that start at `context` positions; a prefill row is
-the rate of one prompt into an empty cache. Loading and one warm-up are not counted.
+A decode row is the rate of `DECODE_TOKENS` steps that start at `context` positions; a prefill row
+is the rate of one prompt into an empty cache. Loading and one warm-up are not counted.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The whole way on one machine: compile, agents on loopback, profile, plan, deploy. Reuses what is there.
+"""The whole way on one machine: agents on loopback, profile, plan, deploy; reuses what is there.
 
     FOLDER/store/            the compiled model
     FOLDER/cluster/…         keys, cluster.toml, a store and a log for each device
@@ -73,13 +73,14 @@ def existing_model(
 def budgets_mib(model: ModelManifest, context: int, num_devices: int) -> list[int]:
     """Budgets that no device alone can meet, and all together can.
 
-    A worker that has loaded nothing holds about 70 MiB and a prefill some 30 MiB more; weights and
-    keys and values are divided with a quarter to spare, packed copies a quarter of the weights.
+    A worker that has loaded nothing holds about 70 MiB and a prefill some 30 MiB more. Weights, with
+    a quarter for packed copies, and keys and values are divided with two fifths to spare, since the
+    ends are large and blocks are not cut.
     """
     weights = sum({b.digest: b.size_bytes for u in model.units for b in u.weights}.values())
     kv = model.num_blocks * model.kv.bytes_per_token() * context
-    share = 1.25 * (1.25 * weights + kv) / num_devices / 2**20
-    return [round(105 + share)] * num_devices
+    share = 1.4 * (1.25 * weights + kv) / num_devices / 2**20
+    return [round(110 + share)] * num_devices
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,12 @@ import threading
 from pathlib import Path
 
 from edgeshard.artifacts.store import Store
-from edgeshard.errors import ArtifactError, EdgeShardError
+from edgeshard.errors import EdgeShardError
 from edgeshard.runtime.channel import Network
 from edgeshard.runtime.child import Line, Parent, Ready, exit_now
 from edgeshard.runtime.coordinator import Coordinator, CoordinatorConfig, Stopped
 from edgeshard.runtime.keys import load_keys
-from edgeshard.runtime.text import TextModel
+from edgeshard.runtime.text import load_text
 from edgeshard.schemas import files
 from edgeshard.schemas.model import ModelManifest
 
@@ -28,7 +28,7 @@ def run_coordinator() -> int:
         parent.tell(Line(progress="reading the tokenizer"))
         store = Store(Path(config.store))
         manifest = files.decode(store.read(config.model), ModelManifest, "the model manifest")
-        text = _text_model(store, manifest)
+        text = load_text(store, manifest)
         network = Network(load_keys(Path(config.key)))
         try:
             _serve(parent, Coordinator(config, network, manifest, text))
@@ -62,17 +62,6 @@ def _serve(parent: Parent, coordinator: Coordinator) -> None:
         coordinator.serve()
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
-
-
-def _text_model(store: Store, manifest: ModelManifest) -> TextModel:
-    if manifest.tokenizer is None:
-        raise ArtifactError(f"model {manifest.name} has no tokenizer; compile it with one")
-    template = manifest.chat_template
-    return TextModel(
-        store.read(manifest.tokenizer),
-        None if template is None else store.read(template).decode("utf-8"),
-        manifest.special_tokens,
-    )
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 """Measures what units cost on this device; a process of its own, started by the agent.
 
-    agent ── config (one JSON line) ──► profiler ── {"progress"} … {"result": DeviceProfile} ──► agent
+    agent ── config ──► profiler ── progress … result: a DeviceProfile ──► agent
 
-A stage's step costs a fixed part and its units. A window of one block and a window of several, with
-weights of their own, tell the two apart. A device too small for several measures units one at a
-time and takes the fixed part as zero. In a chain a stage sleeps between its steps, so a pause is made
+A stage's step costs a fixed part and its units. A window of one block and a window of several,
+with weights of their own, tell the two apart. A device too small for several measures units one at
+a time and takes the fixed part as zero. In a chain a stage sleeps between its steps, so a pause is made
 before each timed decode step: waking up is part of the cost.
 """
 
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import json
 import os
 import platform
 import sys
@@ -29,9 +28,8 @@ import onnxruntime as ort
 
 from edgeshard.artifacts.fuse import fuse
 from edgeshard.artifacts.store import Store
-from edgeshard.errors import EdgeShardError
-from edgeshard.runtime.child import ErrorText, Line
-from edgeshard.runtime.control import kind_of
+from edgeshard.errors import EdgeShardError, InputError
+from edgeshard.runtime.child import Line, Parent, exit_now
 from edgeshard.runtime.machine import resident_bytes
 from edgeshard.runtime.representative import bytes_of, make_representative
 from edgeshard.runtime.session import ShardSession
@@ -50,7 +48,7 @@ from edgeshard.schemas.shard import ShardManifest
 
 IGNORED_PROVIDERS = {"AzureExecutionProvider"}
 MAX_WINDOW = 8
-PAUSE_SECONDS = 0.002
+PAUSE_SECONDS = 0.005
 DECODE_SAMPLES = 30
 PREFILL_SAMPLES = 5
 LIMIT_SECONDS = 2.0  # of one measured point on a slow device
@@ -364,19 +362,18 @@ def _settled_bytes() -> int:
 
 
 def main() -> int:
-    """Run one profile: config from standard input, lines to standard output."""
-
-    def say(line: Line) -> None:
-        sys.stdout.write(msgspec.json.encode(line).decode() + "\n")
-        sys.stdout.flush()
-
+    """Run one profile; see `edgeshard.runtime.child` for how it speaks to the agent."""
+    parent = Parent()
     try:
-        config = msgspec.convert(json.loads(sys.stdin.readline()), ProfilerConfig)
-        profiler = Profiler(config, lambda text: say(Line(progress=text)))
-        say(Line(result=msgspec.to_builtins(profiler.measure())))
-    except (EdgeShardError, msgspec.ValidationError, ValueError) as error:
-        kind = kind_of(error) if isinstance(error, EdgeShardError) else "InputError"
-        say(Line(error=ErrorText(kind, str(error))))
+        config = parent.config(ProfilerConfig)
+        parent.follow(lambda line: None, exit_now)
+        profiler = Profiler(config, lambda text: parent.tell(Line(progress=text)))
+        parent.tell(Line(result=msgspec.to_builtins(profiler.measure())))
+    except EdgeShardError as error:
+        parent.fail(error)
+        return 1
+    except (msgspec.ValidationError, ValueError) as error:
+        parent.fail(InputError(f"the profile cannot start: {error}"))
         return 1
     return 0
 

@@ -16,8 +16,10 @@ import jinja2.ext
 import jinja2.sandbox
 from tokenizers import Tokenizer
 
+from edgeshard.artifacts.store import Store
 from edgeshard.errors import ArtifactError, InputError
 from edgeshard.runtime.ask import ChatMessage
+from edgeshard.schemas.model import ModelManifest
 
 _UNFINISHED = "\ufffd"
 _ANCHOR_TOKENS = 4  # decoders treat the first token of a text differently, so decode from before it
@@ -61,6 +63,22 @@ class TextModel:
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of tokens, special ones left out."""
         return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True))
+
+
+def load_text(store: Store, manifest: ModelManifest) -> TextModel:
+    """Tokenizer and template of a model in a store.
+
+    Raises:
+        ArtifactError: it has no tokenizer, or a blob is missing or changed.
+    """
+    if manifest.tokenizer is None:
+        raise ArtifactError(f"model {manifest.name} has no tokenizer; compile it with one")
+    template = manifest.chat_template
+    return TextModel(
+        store.read(manifest.tokenizer),
+        None if template is None else store.read(template).decode("utf-8"),
+        manifest.special_tokens,
+    )
 
 
 def render_chat(

@@ -1,4 +1,4 @@
-"""`esc demo`: the whole way on this machine, from a checkpoint to streamed text over three stages."""
+"""`esc demo`: the whole way on this machine, from a checkpoint to text over three stages."""
 
 from __future__ import annotations
 
@@ -97,7 +97,6 @@ def demo(
         step(
             f"model: {store.root}  plan: {folder / 'plan.json'}  profile: {folder / 'profile.json'}"
         )
-        step(
-            f"device stores: {', '.join(str(running.local.store_path(n)) for n in running.local.names)}"
-        )
+        stores = ", ".join(str(running.local.store_path(name)) for name in running.local.names)
+        step(f"device stores: {stores}")
     step("all agents have ended")
