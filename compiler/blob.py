@@ -54,7 +54,7 @@ def write_blob(
             if (name, (value.dtype.type, value.shape)) != next(expected, None):
                 raise ArtifactError(f"tensor {name} {value.dtype}{value.shape} breaks the layout")
             extents[name] = (writer.size_bytes, value.nbytes)
-            writer.write(memoryview(np.ascontiguousarray(value)).cast("B"))
+            writer.write(np.ascontiguousarray(value).data.cast("B"))
         if next(expected, None) is not None:
             raise ArtifactError("fewer tensors than the layout says")
         blob = writer.finish()

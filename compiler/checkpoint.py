@@ -22,7 +22,10 @@ ARCHITECTURES = ("llama",)
 class Checkpoint(Protocol):
     """Read access to a checkpoint; one tensor at a time is in memory."""
 
-    kind: Literal["gguf", "safetensors"]
+    @property
+    def kind(self) -> Literal["gguf", "safetensors"]:
+        """The file format."""
+
     path: Path
     config: transformers.PretrainedConfig
 

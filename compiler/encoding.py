@@ -120,4 +120,6 @@ def decode(parts: dict[str, Array], encoding: Encoding) -> Floats:
 
 
 def _pack(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
-    return codes if bits == 8 else codes[:, 0::2] | (codes[:, 1::2] << 4)
+    if bits == 8:
+        return codes
+    return np.asarray(codes[:, 0::2] | (codes[:, 1::2] << 4), np.uint8)

@@ -13,8 +13,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
-import numpy as np
 from onnx import TensorProto
 
 from edgeshard.compiler.encoding import FLOAT, Encoding
@@ -42,7 +42,7 @@ class Lowering(ABC):
     """Semantic nodes to the operators of one target."""
 
     target: Target
-    kv_layout: str
+    kv_layout: Literal["static", "append"]
     # Lowest opset that has every operator of the target, for float and for quantised weights.
     float_opset: int
     block_opset: int
@@ -191,11 +191,6 @@ def linear_groups(
 def joined_name(names: Sequence[str]) -> str:
     """Name of weights that lie row behind row as one tensor."""
     return "+".join(names)
-
-
-def onnx_type(dtype: type[np.generic]) -> int:
-    """The ONNX element type of a blob's part."""
-    return int({np.float32: TensorProto.FLOAT, np.uint8: TensorProto.UINT8}[dtype])
 
 
 def tables(shape: Shape) -> tuple[int, int]:

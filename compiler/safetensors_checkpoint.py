@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -38,10 +38,10 @@ class SafetensorsCheckpoint:
         self.config: transformers.PretrainedConfig = transformers.AutoConfig.from_pretrained(path)
         check_architecture(self.config.model_type, self.config)
         self._files: dict[str, Path] = {}
-        self._open_files: dict[Path, safe_open] = {}
+        self._open_files: dict[Path, Any] = {}
         for file in self._weight_files():
             try:
-                handle = safe_open(file, framework="pt")
+                handle: Any = safe_open(file, framework="pt")
             except (SafetensorError, OSError) as error:
                 raise InputError(f"{file} is not whole: {error}; fetch it again") from error
             self._open_files[file] = handle

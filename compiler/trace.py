@@ -137,19 +137,19 @@ def _replace_modules(block: torch.nn.Module) -> None:
         if isinstance(module, torch.nn.Linear):
             block.set_submodule(name, _Linear(name, module))
         elif type(module).__name__.endswith("RMSNorm"):
-            block.set_submodule(name, _Norm(name, float(module.variance_epsilon)))  # type: ignore[arg-type]  # nn.Module's attributes are untyped
+            block.set_submodule(name, _Norm(name, float(module.variance_epsilon)))
 
 
 @contextlib.contextmanager
 def _semantic_functions(block: torch.nn.Module) -> Iterator[None]:
     """Put our rotary function in place of the one that the block's module looks up."""
-    home = sys.modules[type(block).__module__]
-    original = home.apply_rotary_pos_emb  # type: ignore[attr-defined]  # every supported family has it
-    home.apply_rotary_pos_emb = _rotary  # type: ignore[attr-defined]
+    home: Any = sys.modules[type(block).__module__]
+    original = home.apply_rotary_pos_emb
+    home.apply_rotary_pos_emb = _rotary
     try:
         yield
     finally:
-        home.apply_rotary_pos_emb = original  # type: ignore[attr-defined]
+        home.apply_rotary_pos_emb = original
 
 
 @contextlib.contextmanager

@@ -73,9 +73,9 @@ def existing_model(
 def budgets_mib(model: ModelManifest, context: int, num_devices: int) -> list[int]:
     """Budgets that no device alone can meet, and all together can.
 
-    A worker that has loaded nothing holds about 70 MiB and a prefill some 30 MiB more. Weights, with
-    a quarter for packed copies, and keys and values are divided with two fifths to spare, since the
-    ends are large and blocks are not cut.
+    A worker that has loaded nothing holds about 70 MiB and a prefill some 30 MiB more. Weights,
+    with a quarter for packed copies, and keys and values are divided with two fifths to spare,
+    since the ends are large and blocks are not cut.
     """
     weights = sum({b.digest: b.size_bytes for u in model.units for b in u.weights}.values())
     kv = model.num_blocks * model.kv.bytes_per_token() * context

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -104,7 +105,8 @@ def verify_model(
             torch.from_numpy(ids), max_new_tokens=num_tokens, do_sample=False, eos_token_id=None
         )[0, ids.shape[1] :].tolist()
     expected = [*states[:-1], states[-1]]
-    errors, value = [], np.asarray(ids)
+    errors: list[UnitError] = []
+    value: NDArray[Any] = ids
     context = min(model.max_context, ids.shape[1] + num_tokens + 1)
     for index, unit in enumerate(model.units):
         on_unit(unit.name)

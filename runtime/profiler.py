@@ -4,8 +4,8 @@
 
 A stage's step costs a fixed part and its units. A window of one block and a window of several,
 with weights of their own, tell the two apart. A device too small for several measures units one at
-a time and takes the fixed part as zero. In a chain a stage sleeps between its steps, so a pause is made
-before each timed decode step: waking up is part of the cost.
+a time and takes the fixed part as zero. In a chain a stage sleeps between its steps, so a pause is
+made before each timed decode step: waking up is part of the cost.
 """
 
 from __future__ import annotations
@@ -20,11 +20,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
 import onnxruntime as ort
+from numpy.typing import NDArray
 
 from edgeshard.artifacts.fuse import fuse
 from edgeshard.artifacts.store import Store
@@ -217,16 +220,14 @@ class Profiler:
             step.decode(0, 1)
             loaded = _settled_bytes()
             prefill = {
-                length: _repeat(lambda length=length: step.prefill(length), PREFILL_SAMPLES, 0.0)
+                length: _repeat(partial(step.prefill, length), PREFILL_SAMPLES, 0.0)
                 for length in self._spec.prompts
                 if length <= self._context
             }
             points = [(context, 1) for context in self._contexts]
             points += [(self._contexts[0], b) for b in self._spec.batches if b > 1]
             decode = {
-                point: _repeat(
-                    lambda point=point: step.decode(*point), DECODE_SAMPLES, PAUSE_SECONDS
-                )
+                point: _repeat(partial(step.decode, *point), DECODE_SAMPLES, PAUSE_SECONDS)
                 for point in points
             }
             touched = shard.kv.bytes_per_token() * len(shard.blocks) * self._context * slots
@@ -261,7 +262,7 @@ class Profiler:
                 times: tuple[list[float], list[float]] = ([], [])
                 for _ in range(DECODE_SAMPLES):
                     for stepper, samples in zip(steppers, times, strict=True):
-                        samples += _repeat(lambda s=stepper: s.decode(*self._first), 1, 0.0)[-1:]
+                        samples += _repeat(partial(stepper.decode, *self._first), 1, 0.0)[-1:]
         expected, measured = (float(np.median(samples)) for samples in times)
         return abs(measured - expected) / expected
 
@@ -288,6 +289,7 @@ class _Stepper:
 
     def _step(self, context: int, batch: int, length: int) -> None:
         shard = self._session.shard
+        values: NDArray[Any]
         if shard.has_embedding:
             values = self._generator.integers(0, shard.vocab_size, (batch, length))
         else:

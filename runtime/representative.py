@@ -115,7 +115,7 @@ def _random_blob(
             data[start : start + length] = generator.integers(0, 256, length, np.uint8)
     with scratch.writer(".safetensors") as writer:
         for start in range(0, size_bytes, CHUNK_BYTES):
-            writer.write(memoryview(data[start : start + CHUNK_BYTES]))
+            writer.write(data[start : start + CHUNK_BYTES].data)
         return writer.finish()
 
 

@@ -48,7 +48,7 @@ def bench(
                 f"({low:.1f}-{high:.1f})"
             )
 
-    rows = []
+    rows: list[Row] = []
     for name in names:
         manifest, blob = opened.model(name)
         rows += bench_model(

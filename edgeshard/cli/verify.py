@@ -45,7 +45,7 @@ def verify(
             f"comparing needs {error.name}: pip install 'edgeshard[compile]'"
         ) from error
     if manifest.tokenizer is None:
-        ids = [(7 * i + 3) % manifest.vocab_size for i in range(24)]
+        ids: tuple[int, ...] = tuple((7 * i + 3) % manifest.vocab_size for i in range(24))
     else:
         ids = load_text(opened, manifest).encode_raw(text)
     found = verify_model(

