@@ -33,9 +33,12 @@ def check_graph(model: onnx.ModelProto, weights: Iterable[Blob]) -> None:
         if node.domain not in DOMAINS:
             raise ArtifactError(f"operator {node.domain}.{node.op_type} is of an unknown domain")
         for attribute in node.attribute:
-            if attribute.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS):
+            if attribute.HasField("g") or attribute.graphs:
                 raise ArtifactError(f"operator {node.op_type} holds a graph; none are allowed")
-            _check_tensor(attribute.t, {})
+            if attribute.HasField("sparse_tensor") or attribute.sparse_tensors:
+                raise ArtifactError(f"operator {node.op_type} holds a sparse tensor; none allowed")
+            for tensor in (attribute.t, *attribute.tensors):
+                _check_tensor(tensor, {})
     for tensor in model.graph.initializer:
         _check_tensor(tensor, sizes)
     if model.graph.sparse_initializer:
@@ -46,13 +49,15 @@ def _check_tensor(tensor: onnx.TensorProto, sizes: dict[str, int]) -> None:
     if tensor.data_location != onnx.TensorProto.EXTERNAL:
         return
     entries = {item.key: item.value for item in tensor.external_data}
-    if set(entries) != _KEYS:
-        raise ArtifactError(f"tensor {tensor.name} has external data keys {sorted(entries)}")
+    if sorted(item.key for item in tensor.external_data) != sorted(_KEYS):
+        keys = [item.key for item in tensor.external_data]
+        raise ArtifactError(f"tensor {tensor.name} has external data keys {keys}")
     location = entries["location"]
     if location not in sizes:
         raise ArtifactError(f"tensor {tensor.name} points at {location!r}, not a blob of the shard")
-    if not (entries["offset"].isdecimal() and entries["length"].isdecimal()):
-        raise ArtifactError(f"tensor {tensor.name} has offset {entries['offset']!r}")
+    for key in ("offset", "length"):
+        if not (entries[key].isascii() and entries[key].isdecimal()):
+            raise ArtifactError(f"tensor {tensor.name} has {key} {entries[key]!r}")
     end = int(entries["offset"]) + int(entries["length"])
     if end > sizes[location]:
         raise ArtifactError(

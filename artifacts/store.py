@@ -33,10 +33,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 class BlobWriter:
-    """One blob being written: takes bytes, knows their digest, publishes on `finish`.
-
-    Writes may come in any order with `write_at`; the digest is then taken from the file.
-    """
+    """One blob being written: takes bytes, knows their digest, publishes on `finish`."""
 
     def __init__(self, store: Store, suffix: str) -> None:
         self._store = store
@@ -179,8 +176,12 @@ class Store:
                 "compile or deploy again"
             ) from error
         found = os.fstat(handle)
-        if not stat.S_ISREG(found.st_mode) or found.st_size != blob.size_bytes:
-            actual = hashlib.file_digest(os.fdopen(handle, "rb"), "sha256").hexdigest()
+        if not stat.S_ISREG(found.st_mode):
+            os.close(handle)
+            raise ArtifactError(f"blob {path} is not a plain file; delete it, then compile again")
+        if found.st_size != blob.size_bytes:
+            with os.fdopen(handle, "rb") as file:
+                actual = hashlib.file_digest(file, "sha256").hexdigest()
             raise ArtifactError(
                 f"blob {path} is changed: expected {blob.digest} of {blob.size_bytes} bytes, "
                 f"found sha256:{actual} of {found.st_size} bytes; "

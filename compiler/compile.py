@@ -253,16 +253,29 @@ class _Compilation:
         shared = {"rope": write_blob(self.store, layout, rope.items())}
         if self.target == "portable":
             for bits in sorted({e.bits for e in self.encodings.values() if e.kind != "float"}):
-                sizes = [
-                    int(np.prod(self.checkpoint.shape(weight))) // e.block * bits // 8
-                    for weight, e in self.encodings.items()
-                    if e.bits == bits
-                ]
-                zeros = np.full(max(sizes), {4: 0x88, 8: 0x80}[bits], np.uint8)
+                zeros = np.full(self._most_zeros(bits), {4: 0x88, 8: 0x80}[bits], np.uint8)
                 shared[f"zeros{bits}"] = write_blob(
                     self.store, {"zeros": (np.uint8, zeros.shape)}, [("zeros", zeros)]
                 )
         return shared
+
+    def _most_zeros(self, bits: int) -> int:
+        """Bytes of zero points of the largest product; one may take several matrices together."""
+        ends = {weight for weight in self.encodings if not weight.startswith("layers.")}
+        products: list[list[str]] = [[weight] for weight in sorted(ends)]
+        for index in range(self.num_blocks):
+            prefix = f"layers.{index}."
+            for node in self.block_nodes:
+                if node.operator == "Linear":
+                    groups = linear_groups(node, self.encodings, prefix)
+                    products += [[prefix + name for name in names] for names, _ in groups]
+        sizes = [0]
+        for weights in products:
+            encoding = self.encodings[weights[0]]
+            if encoding.kind != "float" and encoding.bits == bits:
+                values = sum(int(np.prod(self.checkpoint.shape(weight))) for weight in weights)
+                sizes.append(-(-values // encoding.block * bits // 8))
+        return max(sizes)
 
     def _embedding(self) -> Unit:
         self._progress("embedding")
@@ -339,6 +352,8 @@ class _Compilation:
                     yield f"{joined_name(names)}.{part}", joined
             for names in vectors:
                 floats = [self.checkpoint.floats(prefix + name) for name in names]
+                for name, value in zip(names, floats, strict=True):
+                    self._check_finite(prefix + name, value)
                 self.done += sum(value.size for value in floats)
                 yield joined_name(names), np.concatenate(floats)
 
@@ -348,11 +363,16 @@ class _Compilation:
         stored = self.checkpoint.stored_type(weight)
         self.done += int(np.prod(self.checkpoint.shape(weight)))
         if STORED.get(stored) == encoding:
-            return import_gguf(self.checkpoint.gguf_blocks(weight), stored)
+            parts = import_gguf(self.checkpoint.gguf_blocks(weight), stored)
+            self._check_finite(weight, *(parts[name] for name in parts if name != "codes"))
+            return parts
         values = self.checkpoint.floats(weight)
-        if not np.isfinite(values).all():
-            raise InputError(f"tensor {weight} of {self.checkpoint.path} holds NaN or infinity")
+        self._check_finite(weight, values)
         return quantise(values, encoding)
+
+    def _check_finite(self, weight: str, *values: Array) -> None:
+        if not all(np.isfinite(array).all() for array in values):
+            raise InputError(f"tensor {weight} of {self.checkpoint.path} holds NaN or infinity")
 
     def _unit(
         self,

@@ -88,7 +88,7 @@ class GgufCheckpoint:
         """See `Checkpoint.floats`."""
         tensor = self._tensors[name]
         values = gguf.dequantize(tensor.data, tensor.tensor_type)
-        return np.ascontiguousarray(self._in_order(name, values), np.float32)
+        return np.require(self._in_order(name, values), np.float32, ["C", "W"])
 
     def gguf_blocks(self, name: str) -> NDArray[np.uint8]:
         """See `Checkpoint.gguf_blocks`."""
@@ -111,6 +111,8 @@ class GgufCheckpoint:
 
     def tokenizer(self) -> transformers.PreTrainedTokenizerBase | None:
         """See `Checkpoint.tokenizer`."""
+        if "tokenizer.ggml.model" not in self._reader.fields:
+            return None
         return transformers.AutoTokenizer.from_pretrained(
             self.path.parent, gguf_file=self.path.name
         )

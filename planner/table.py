@@ -52,7 +52,7 @@ def plan_summary(plan: Plan) -> list[str]:
         f"(compute {_milliseconds(compute_seconds)}, hops "
         f"{_milliseconds(plan.token_seconds - compute_seconds)}), first token of a prompt of "
         f"{plan.prompt_tokens} after {_milliseconds(plan.first_token_seconds)} ms",
-        f"{plan.tokens_per_second:.1f} tokens/s with {plan.slots} requests in flight",
+        f"{plan.tokens_per_second:.1f} tokens/s with {plan.slots} request{'s' if plan.slots > 1 else ''} in flight",
         f"bottleneck: {plan.bottleneck}",
     ]
     for alternative in plan.one_device:

@@ -60,7 +60,7 @@ def survey_table(devices: list[DeviceSurvey]) -> Table:
     for device in devices:
         status = device.status
         if status is None:
-            table.add_row(device.name, "-", "-", f"no answer: {device.error}")
+            table.add_row(device.name, "-", "-", "no answer")
             continue
         stage = status.stage
         runs = f"{status.onnxruntime}, {status.threads} threads"

@@ -21,6 +21,7 @@ from edgeshard.cli.keys import keys
 from edgeshard.cli.plan import plan
 from edgeshard.cli.profile import profile
 from edgeshard.cli.status import status
+from edgeshard.cli.stop import stop
 from edgeshard.cli.verify import verify
 from edgeshard.errors import EdgeShardError
 
@@ -38,6 +39,7 @@ app.command()(plan)
 app.command()(deploy)
 app.command()(generate)
 app.command()(status)
+app.command()(stop)
 app.command()(verify)
 app.command()(bench)
 app.command()(demo)

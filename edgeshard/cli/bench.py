@@ -23,7 +23,10 @@ def bench(
     rounds: Annotated[int, typer.Option(min=1, help="Samples of each row.")] = 3,
     chain: Annotated[
         Path | None,
-        typer.Option(help="Measure three stages on loopback instead; work in this folder."),
+        typer.Option(
+            help="Measure decode of the first model over three stages on loopback instead, beside "
+            "one process; work in this folder."
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:

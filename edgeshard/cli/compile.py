@@ -30,19 +30,22 @@ def compile_command(
     target: Annotated[str, typer.Option(help="ort (fused operators) or portable.")] = "ort",
     name: Annotated[str | None, typer.Option(help="Name of the model in the store.")] = None,
     cluster: Annotated[
-        Path | None, typer.Option(help="Profile this cluster's live agents, then plan and fuse.")
+        Path | None,
+        typer.Option(help="Go on to plan and fuse for this cluster, after measuring its agents."),
     ] = None,
     profile: Annotated[
-        Path | None, typer.Option(help="Plan and fuse from this profile, with no device at hand.")
+        Path | None,
+        typer.Option(help="With --cluster: plan from this profile instead; needs no device."),
     ] = None,
     key: Annotated[
-        Path | None, typer.Option(help="Secret key file of an operator (with --cluster alone).")
+        Path | None,
+        typer.Option(help="Secret key file of an operator; needed to measure live agents."),
     ] = None,
     objective: Annotated[str, typer.Option(help="latency or throughput.")] = "latency",
     context: Annotated[int, typer.Option(min=1, help="Positions of a sequence.")] = 2048,
     slots: Annotated[int, typer.Option(min=1, help="Sequences held at once.")] = 1,
     plan: Annotated[
-        Path, typer.Option(help="Where the plan goes, with --cluster or --profile.")
+        Path, typer.Option(help="Write the plan here, and a measured profile beside it.")
     ] = Path("plan.json"),
     force: Annotated[bool, typer.Option("--force", help="Replace an existing plan.")] = False,
 ) -> None:
@@ -83,7 +86,7 @@ def run_compile(
         from edgeshard.compiler.compile import compile_model
     except ImportError as error:
         raise InputError(
-            f"compiling needs {error.name}: pip install 'edgeshard[compile]' (README: torch)"
+            f"compiling needs {error.name}: install the extra `compile` (README, Installing)"
         ) from error
     columns = (
         TextColumn("{task.description}"),

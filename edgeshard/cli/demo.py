@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 QUESTION = "What is the capital of France?"
 NAME = "smollm2-135m-int4"
@@ -43,10 +44,11 @@ def demo(
     console = Console(highlight=False)
 
     def step(text: str) -> None:
-        console.print(f"[bold cyan]{time.perf_counter() - started:6.1f} s[/] {text}")
+        clock = f"[bold cyan]{time.perf_counter() - started:6.1f} s[/]"
+        console.print(f"{clock} {escape(text)}", soft_wrap=True)
 
     def detail(text: str) -> None:
-        console.print(f"         [dim]{text}[/]")
+        console.print(f"         [dim]{escape(text)}[/]", soft_wrap=True)
 
     checkpoint = default_checkpoint()
     store = Store(folder / "store")
@@ -79,7 +81,7 @@ def demo(
             console.print()
             with client.generate(prompt, max_tokens=64) as generation:
                 for token in generation:
-                    console.print(token.text, end="", markup=False)
+                    console.print(token.text, end="", markup=False, soft_wrap=True)
             first = time.perf_counter() - started - sum(generation.result.token_seconds)
             console.print("\n")
             step(f"first token {first:.1f} s after the start of this run")

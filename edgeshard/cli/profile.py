@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from edgeshard.errors import InputError
+
 if TYPE_CHECKING:
     from edgeshard.schemas.profile import Profile
 
@@ -20,6 +22,7 @@ def profile(
     all_units: Annotated[
         bool, typer.Option("--all-units", help="Measure every block with its own weights.")
     ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing profile.")] = False,
 ) -> None:
     """Measure what every device needs for each unit, and every link between devices.
 
@@ -32,6 +35,8 @@ def profile(
     from edgeshard.schemas import files
     from edgeshard.schemas.cluster import Cluster
 
+    if out.exists() and not force:
+        raise InputError(f"{out} exists; give --force to replace it or --out for another place")
     opened = Store(store)
     manifest, blob = opened.model(model)
     measured = profile_cluster(

@@ -32,6 +32,9 @@ def status(
         typer.echo(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
     else:
         Console(file=sys.stdout).print(survey_table(found))
+        for device in found:
+            if device.error:
+                typer.echo(f"{device.name}: {device.error}")
     if any(device.status is None for device in found):
         raise typer.Exit(LinkError.exit_code)
     if any(is_failed(device) for device in found):

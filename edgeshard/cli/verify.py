@@ -34,15 +34,17 @@ def verify(
     opened = Store(store)
     manifest, blob = opened.model(model)
     blobs = {b.digest: b for unit in manifest.units for b in (unit.graph, *unit.weights)}
+    blobs |= {b.digest: b for b in (manifest.tokenizer, manifest.chat_template) if b is not None}
     opened.verify(blobs.values())
     if checkpoint is None:
-        typer.echo(f"{model}: {len(blobs)} blobs are whole")
+        plain = json.dumps({"model": model, "whole_blobs": len(blobs)})
+        typer.echo(plain if as_json else f"{model}: {len(blobs)} blobs are whole")
         return
     try:
         from edgeshard.verify import verify_model
     except ImportError as error:
         raise InputError(
-            f"comparing needs {error.name}: pip install 'edgeshard[compile]'"
+            f"comparing needs {error.name}: install the extra `compile` (README)"
         ) from error
     if manifest.tokenizer is None:
         ids: tuple[int, ...] = tuple((7 * i + 3) % manifest.vocab_size for i in range(24))

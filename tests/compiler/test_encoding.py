@@ -1,0 +1,250 @@
+"""Stored blocks come through bit for bit; what we quantise ourselves stays within half a step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+import safetensors.numpy
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from edgeshard.artifacts.store import Store
+from edgeshard.compiler.compile import compile_model
+from edgeshard.compiler.encoding import (
+    FLOAT,
+    STORED,
+    Array,
+    Encoding,
+    block_encoding,
+    decode,
+    import_gguf,
+    quantise,
+)
+from edgeshard.local_run import default_checkpoint
+from edgeshard.schemas.common import Target
+from support.gguf_file import HEADS, KV_HEADS, MIXED, NUM_BLOCKS, GgufFile, shapes, write_gguf
+from support.tiny_llama import CompiledModel
+
+KINDS = gguf.GGMLQuantizationType
+CASES = settings(derandomize=True, deadline=None, max_examples=60)
+sizes = st.tuples(st.integers(1, 5), st.integers(1, 4), st.integers(0, 2**32 - 1))
+
+
+def _values(rows: int, columns: int, seed: int) -> NDArray[np.float32]:
+    """Rows of very different size, one of them zero."""
+    generator = np.random.default_rng(seed)
+    values = generator.standard_normal((rows, columns), np.float32)
+    values *= np.float32(10.0) ** generator.integers(-3, 3, (rows, 1)).astype(np.float32)
+    values[0] = 0
+    return np.asarray(values, np.float32)
+
+
+@pytest.mark.parametrize("name", ["Q4_0", "Q8_0"])
+@CASES
+@given(sizes)
+def test_imported_blocks_are_bit_equal(name: str, size: tuple[int, int, int]) -> None:
+    rows, blocks, seed = size
+    raw = gguf.quantize(_values(rows, 32 * blocks, seed), KINDS[name])
+
+    found = decode(import_gguf(raw, name), STORED[name])
+
+    np.testing.assert_array_equal(found, gguf.dequantize(raw, KINDS[name]))
+
+
+@CASES
+@given(sizes)
+def test_imported_q4_1_is_equal_to_fp32_rounding(size: tuple[int, int, int]) -> None:
+    rows, blocks, seed = size
+    raw = gguf.quantize(_values(rows, 32 * blocks, seed), KINDS.Q4_1)
+    expected = gguf.dequantize(raw, KINDS.Q4_1)
+
+    found = decode(import_gguf(raw, "Q4_1"), STORED["Q4_1"])
+
+    # The parts are as large as 8 scales, which is less than the span of a block.
+    span = np.repeat(np.abs(expected).reshape(rows, blocks, 32).max(-1), 32, axis=1)
+    assert (np.abs(found - expected) <= 4 * np.finfo(np.float32).eps * span).all()
+
+
+@pytest.mark.parametrize("name", ["Q4_0", "Q4_1", "Q8_0"])
+def test_arbitrary_codes_come_through(name: str) -> None:
+    """Every nibble and byte, not only those that a quantiser would write."""
+    generator = np.random.default_rng(3)
+    header = {"Q4_0": 1, "Q4_1": 2, "Q8_0": 1}[name]
+    body = generator.integers(0, 256, (4, 3, 32 * STORED[name].bits // 8), np.uint8)
+    constants = generator.standard_normal((4, 3, header)).astype(np.float16).view(np.uint8)
+    raw = np.concatenate((constants, body), axis=2).reshape(4, -1)
+
+    found = decode(import_gguf(raw, name), STORED[name])
+
+    expected = gguf.dequantize(raw, KINDS[name])
+    tolerance = 1e-5 if name == "Q4_1" else 0.0
+    np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance)
+    assert np.unique(found).size > 100
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("block", [16, 32, 64])
+@CASES
+@given(sizes)
+def test_quantised_values_are_within_half_a_step(
+    bits: int, block: int, size: tuple[int, int, int]
+) -> None:
+    rows, blocks, seed = size
+    values = _values(rows, block * blocks, seed)
+    encoding = Encoding("blocks", bits, block)
+
+    parts = quantise(values, encoding)
+    found = decode(parts, encoding)
+
+    step = np.repeat(np.abs(parts["scales"]), block, axis=1)
+    error = np.abs(found - values)
+    # A value as large as the peak but of the other sign meets the shorter side of the grid.
+    clipped = (values * np.repeat(parts["scales"], block, axis=1) > 0) & (error > 0.501 * step)
+    assert (error <= 1.001 * step).all()
+    assert (error[~clipped] <= 0.501 * step[~clipped]).all()
+    peaks = np.abs(values).reshape(rows, blocks, block).argmax(-1)[:, :, None]
+    found_peaks, true_peaks = (
+        np.take_along_axis(matrix.reshape(rows, blocks, block), peaks, -1)
+        for matrix in (found, values)
+    )
+    np.testing.assert_allclose(found_peaks, true_peaks, rtol=1e-6)
+
+
+@pytest.mark.parametrize("encoding", [*STORED.values(), block_encoding(4, 128), FLOAT])
+def test_parts_are_what_the_layout_says(encoding: Encoding) -> None:
+    values = _values(3, 128, 1)
+    name = next((key for key, value in STORED.items() if value == encoding), None)
+    parts = (
+        import_gguf(gguf.quantize(values, KINDS[name]), name)
+        if name
+        else quantise(values, encoding)
+    )
+
+    found = {key: (part.dtype.type, part.shape) for key, part in parts.items()}
+
+    assert found == encoding.parts(3, 128)
+
+
+@pytest.mark.parametrize(("columns", "block"), [(576, 64), (96, 32), (48, 16), (40, 1), (8, 1)])
+def test_the_largest_block_that_fits_is_taken(columns: int, block: int) -> None:
+    assert block_encoding(4, columns).block == block
+
+
+# Whole files
+
+
+@pytest.fixture(scope="module")
+def tiny_gguf(tmp_path_factory: pytest.TempPathFactory) -> GgufFile:
+    return write_gguf(tmp_path_factory.mktemp("gguf") / "tiny.gguf")
+
+
+def _read_back(model: CompiledModel, unit: int, names: str) -> NDArray[np.float32]:
+    """A tensor as standard tools read it from the unit's blobs, decoded."""
+    parts: dict[str, Array] = {}
+    for blob in model.manifest.units[unit].weights:
+        tensors = safetensors.numpy.load_file(model.store.path(blob))
+        for name, value in tensors.items():
+            if name == names:
+                return np.asarray(value, np.float32)
+            if name.rsplit(".", 1)[0] == names:
+                parts[name.rsplit(".", 1)[1]] = value
+    if "weight" in parts:
+        return decode(parts, FLOAT)
+    bits = 8 if parts["codes"].shape[1] == 32 * parts["scales"].shape[1] else 4
+    kind = "offset_blocks" if "offsets" in parts else "blocks"
+    return decode(parts, Encoding(kind, bits, 32))  # type: ignore[arg-type]  # one of two literals
+
+
+def _in_order(rows: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
+    """Rows of queries or keys as Hugging Face has them: llama.cpp interleaves rotary pairs."""
+    size = rows.shape[0] // heads
+    order = [
+        head * size + i for head in range(heads) for i in (*range(0, size, 2), *range(1, size, 2))
+    ]
+    return rows[order]
+
+
+def _assert_equal(found: NDArray[np.float32], expected: NDArray[np.float32], kind: str) -> None:
+    if kind == "Q4_1":
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6 * np.abs(expected).max())
+    else:
+        np.testing.assert_array_equal(found, expected)
+
+
+PRODUCTS = {
+    "self_attn.o_proj.weight": "attn_output",
+    "mlp.gate_proj.weight": "ffn_gate",
+    "mlp.up_proj.weight": "ffn_up",
+    "mlp.down_proj.weight": "ffn_down",
+}
+NORMS = {"input_layernorm.weight": "attn_norm", "post_attention_layernorm.weight": "ffn_norm"}
+
+
+@pytest.mark.parametrize("target", ["ort", "portable"])
+def test_every_tensor_of_a_gguf_lies_in_the_artifact_as_stored(
+    tiny_gguf: GgufFile, tmp_path: Path, target: Target
+) -> None:
+    compiled = compile_model(tiny_gguf.path, Store(tmp_path), target=target)
+    model = CompiledModel(Store(tmp_path), compiled.manifest, compiled.blob)
+    assert compiled.manifest.precision == "stored"
+    seen = {"token_embd.weight", "output_norm.weight"}
+
+    _assert_equal(
+        _read_back(model, 0, "embed_tokens.weight"), tiny_gguf.floats["token_embd.weight"], ""
+    )
+    _assert_equal(
+        _read_back(model, NUM_BLOCKS + 1, "norm.weight"), tiny_gguf.floats["output_norm.weight"], ""
+    )
+    for index in range(NUM_BLOCKS):
+        for ours, theirs in (PRODUCTS | NORMS).items():
+            name = f"blk.{index}.{theirs}.weight"
+            kind = MIXED[name].name if name in MIXED else ""
+            _assert_equal(_read_back(model, index + 1, ours), tiny_gguf.floats[name], kind)
+            seen.add(name)
+        q, k, v = (f"blk.{index}.attn_{part}.weight" for part in "qkv")
+        expected = [
+            _in_order(tiny_gguf.floats[q], HEADS),
+            _in_order(tiny_gguf.floats[k], KV_HEADS),
+            tiny_gguf.floats[v],
+        ]
+        names = [f"self_attn.{part}_proj.weight" for part in "qkv"]
+        runs = [slice(0, 2), slice(2, 3)] if index == 0 else [slice(0, 3)]  # of one encoding
+        for run in runs:
+            found = _read_back(model, index + 1, "+".join(names[run]))
+            kind = "Q4_1" if index == 0 and run.start == 0 else ""
+            _assert_equal(found, np.concatenate(expected[run]), kind)
+        seen |= {q, k, v}
+    assert seen == set(shapes())
+
+
+def test_the_real_gguf_lies_in_the_artifact_as_stored(tmp_path: Path) -> None:
+    """SmolLM2's own Q4_1 and Q8_0 tensors, every matrix of them."""
+    path = default_checkpoint()
+    compiled = compile_model(path, Store(tmp_path))
+    model = CompiledModel(Store(tmp_path), compiled.manifest, compiled.blob)
+    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
+
+    def expected(name: str) -> NDArray[np.float32]:
+        tensor = tensors[name]
+        return np.asarray(gguf.dequantize(tensor.data, tensor.tensor_type), np.float32)
+
+    embedding = tensors["token_embd.weight"].tensor_type.name
+    _assert_equal(
+        _read_back(model, 0, "embed_tokens.weight"), expected("token_embd.weight"), embedding
+    )
+    for index in range(compiled.manifest.num_blocks):
+        for ours, theirs in PRODUCTS.items():
+            name = f"blk.{index}.{theirs}.weight"
+            kind = tensors[name].tensor_type.name
+            _assert_equal(_read_back(model, index + 1, ours), expected(name), kind)
+        parts = [expected(f"blk.{index}.attn_{part}.weight") for part in "qkv"]
+        joined = [_in_order(parts[0], 9), _in_order(parts[1], 3), parts[2]]
+        found = _read_back(
+            model, index + 1, "+".join(f"self_attn.{part}_proj.weight" for part in "qkv")
+        )
+        kind = tensors[f"blk.{index}.attn_q.weight"].tensor_type.name
+        _assert_equal(found, np.concatenate(joined), kind)
