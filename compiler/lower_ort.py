@@ -18,7 +18,7 @@ from edgeshard.compiler.lowering import Lowering, tables
 from edgeshard.compiler.semantic import Node
 from edgeshard.errors import InputError
 
-# int8 activations against 4- and 8-bit weights: the fast kernel, and the same bits in any batch.
+# int8 activations against 4- and 8-bit weights: the fast kernel.
 ACCURACY_LEVEL = 4
 
 

@@ -47,12 +47,13 @@ def plan_rows(plan: Plan) -> list[list[str]]:
 def plan_summary(plan: Plan) -> list[str]:
     """What the plan is predicted to do, what limits it and what it was chosen over; a line each."""
     compute_seconds = sum(stage.decode_seconds for stage in plan.stages)
+    noun = "request" if plan.slots == 1 else "requests"
     lines = [
         f"{plan.objective}: {_milliseconds(plan.token_seconds)} ms per token "
         f"(compute {_milliseconds(compute_seconds)}, hops "
         f"{_milliseconds(plan.token_seconds - compute_seconds)}), first token of a prompt of "
         f"{plan.prompt_tokens} after {_milliseconds(plan.first_token_seconds)} ms",
-        f"{plan.tokens_per_second:.1f} tokens/s with {plan.slots} request{'s' if plan.slots > 1 else ''} in flight",
+        f"{plan.tokens_per_second:.1f} tokens/s with {plan.slots} {noun} in flight",
         f"bottleneck: {plan.bottleneck}",
     ]
     for alternative in plan.one_device:

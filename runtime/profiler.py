@@ -217,7 +217,7 @@ class Profiler:
         slots = max(self._spec.batches)
         with _opened(store, shard, provider, self._config.threads, self._context, slots) as session:
             step = _Stepper(session)
-            step.decode(0, 1)
+            step.prefill(1)
             loaded = _settled_bytes()
             prefill = {
                 length: _repeat(partial(step.prefill, length), PREFILL_SAMPLES, 0.0)
@@ -227,7 +227,12 @@ class Profiler:
             points = [(context, 1) for context in self._contexts]
             points += [(self._contexts[0], b) for b in self._spec.batches if b > 1]
             decode = {
-                point: _repeat(partial(step.decode, *point), DECODE_SAMPLES, PAUSE_SECONDS)
+                point: _repeat(
+                    partial(step.decode, *point),
+                    DECODE_SAMPLES,
+                    PAUSE_SECONDS,
+                    partial(step.hold, *point),
+                )
                 for point in points
             }
             touched = shard.kv.bytes_per_token() * len(shard.blocks) * self._context * slots
@@ -262,7 +267,9 @@ class Profiler:
                 times: tuple[list[float], list[float]] = ([], [])
                 for _ in range(DECODE_SAMPLES):
                     for stepper, samples in zip(steppers, times, strict=True):
-                        samples += _repeat(partial(stepper.decode, *self._first), 1, 0.0)[-1:]
+                        hold = partial(stepper.hold, *self._first)
+                        decode = partial(stepper.decode, *self._first)
+                        samples += _repeat(decode, 1, 0.0, hold)
         expected, measured = (float(np.median(samples)) for samples in times)
         return abs(measured - expected) / expected
 
@@ -278,13 +285,12 @@ class _Stepper:
         self._step(0, 1, length)
 
     def decode(self, context: int, batch: int) -> None:
-        if self._session.shard.kv.layout == "append":
-            self._fill(context, batch)
         self._step(context, batch, 1)
 
-    def _fill(self, context: int, batch: int) -> None:
-        """An appended cache has to hold `context` positions first."""
-        if self._session.shard.blocks and context:
+    def hold(self, context: int, batch: int) -> None:
+        """Make the cache hold `context` positions; a static one may hold anything."""
+        shard = self._session.shard
+        if shard.kv.layout == "append" and shard.blocks and context:
             self._step(0, batch, context)
 
     def _step(self, context: int, batch: int, length: int) -> None:
@@ -311,12 +317,19 @@ def _opened(
         session.close()
 
 
-def _repeat(step: Callable[[], None], samples: int, pause_seconds: float) -> list[float]:
+def _repeat(
+    step: Callable[[], None],
+    samples: int,
+    pause_seconds: float,
+    prepare: Callable[[], None] = lambda: None,
+) -> list[float]:
     """Seconds of each step after one to warm up; fewer where the device is slow."""
+    prepare()
     step()
     times: list[float] = []
     ends = time.monotonic() + LIMIT_SECONDS
     while len(times) < samples and (len(times) < min(3, samples) or time.monotonic() < ends):
+        prepare()
         time.sleep(pause_seconds)
         started = time.perf_counter()
         step()

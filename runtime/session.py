@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime as ort
+from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as pybind
 
 from edgeshard.artifacts.graph_check import check_graph
 from edgeshard.artifacts.store import Store
-from edgeshard.errors import DeviceError, InputError
+from edgeshard.errors import ArtifactError, DeviceError, InputError
 from edgeshard.runtime.machine import physical_cores
 from edgeshard.schemas.shard import ShardManifest
 
@@ -123,7 +124,11 @@ class ShardSession:
             raise DeviceError(f"no {provider} on this device; it has {', '.join(available)}")
         store.verify([shard.graph, *shard.weights])
         path = store.path(shard.graph)
-        check_graph(onnx.load(str(path), load_external_data=False), shard.weights)
+        try:
+            graph = onnx.load(str(path), load_external_data=False)
+        except DecodeError as error:
+            raise ArtifactError(f"{path} is no ONNX graph: {error}; compile again") from error
+        check_graph(graph, shard.weights)
         return cls(load(path, provider, threads), shard, context, slots)
 
     def run(
@@ -189,7 +194,7 @@ class ShardSession:
     ) -> Floats:
         batch, length = values.shape[:2]
         key = (first_slot, batch, length)
-        bound = self._bound.get(key)
+        bound = None if every_position else self._bound.get(key)
         if bound is None:
             bound = self._bind(first_slot, batch, length, every_position)
             if (
@@ -231,11 +236,14 @@ class ShardSession:
         self, slot: int, position: int, values: NDArray[Any], every_position: bool
     ) -> Floats:
         shard, length = self.shard, values.shape[1]
-        if position == 0:
+        if position == 0 or not self._names:
             shape = (1, shard.kv.num_kv_heads, 0, shard.kv.head_dim)
             empty = np.zeros(shape, np.float32)
             self._appended[slot] = [ort.OrtValue.ortvalue_from_numpy(empty) for _ in self._names]
-        cache = self._appended[slot]
+        cache = self._appended.get(slot, [])
+        held = cache[0].shape()[2] if cache else position
+        if held != position or len(cache) != len(self._names):
+            raise InputError(f"slot {slot} holds {held} positions, the step starts at {position}")
         binding = self._session.io_binding()
         binding.bind_cpu_input(self._input, np.ascontiguousarray(values))
         if shard.blocks:

@@ -75,7 +75,7 @@ def decode(data: bytes, kind: type[T], name: str) -> T:
     """
     try:
         plain = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{name} is not JSON: {error}; write it again") from error
     return convert(plain, kind, name)
 

@@ -305,7 +305,7 @@ def test_fused_rotary_attention_refuses_odd_head_sizes_and_names_the_other_targe
     torch.manual_seed(1)
     AutoModelForCausalLM.from_config(odd, dtype=torch.float32).save_pretrained(tmp_path / "odd")
 
-    with pytest.raises(InputError, match="head size 24 .* --target portable"):
+    with pytest.raises(InputError, match=r"head size 24 .* --target portable"):
         compile_model(tmp_path / "odd", Store(tmp_path / "store"))
     portable = compile_model(tmp_path / "odd", Store(tmp_path / "store"), target="portable")
     assert portable.manifest.kv.head_dim == 24

@@ -7,15 +7,9 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer
 
-from edgeshard.artifacts.store import Store
-from edgeshard.compiler.checkpoint import open_checkpoint
-from edgeshard.compiler.compile import compile_model
-from edgeshard.local_run import default_checkpoint
 from edgeshard.schemas.common import Precision, Target
-from edgeshard.verify import reference_model
-from support.tiny_llama import PROMPTS, VARIANTS, CompiledModel, compiled, generated, reference
+from support.tiny_llama import PROMPTS, VARIANTS, compiled, generated, reference
 
 NUM_TOKENS = 64
 CUTS = (2, 4)  # embedding, block 0 | blocks 1, 2 | head
@@ -68,29 +62,3 @@ def test_no_cut_changes_a_bit_of_the_logits(
             found = parts.step(position, tokens, every_position=True)
             position += len(tokens)
             np.testing.assert_array_equal(found, expected)
-
-
-@pytest.fixture(scope="module")
-def smollm2(tmp_path_factory: pytest.TempPathFactory) -> CompiledModel:
-    store = Store(tmp_path_factory.mktemp("smollm2"))
-    result = compile_model(default_checkpoint(), store, precision="fp32")
-    return CompiledModel(store, result.manifest, result.blob)
-
-
-def test_smollm2_over_three_shards_says_what_transformers_says(smollm2: CompiledModel) -> None:
-    checkpoint = open_checkpoint(default_checkpoint())
-    model = reference_model(checkpoint)
-    assert smollm2.manifest.tokenizer is not None
-    tokenizer = Tokenizer.from_file(str(smollm2.store.path(smollm2.manifest.tokenizer)))
-    prompts = [
-        "Once",
-        "The capital of France is",
-        "def fibonacci(n):\n",
-        "Water boils at a lower temperature on a mountain because",
-        "In the beginning there was nothing but a wide and silent sea, and above it a sky without "
-        "stars. Then, one morning, a small boat came from the east, and in it sat",
-    ]
-    with smollm2.chain(11, 21, context=128) as chain:
-        for prompt in prompts:
-            ids = tokenizer.encode(prompt).ids
-            assert chain.greedy(ids, NUM_TOKENS) == generated(model, ids, NUM_TOKENS), prompt

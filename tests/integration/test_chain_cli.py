@@ -15,6 +15,7 @@ from edgeshard.cli.deploy import Narrator, deploy
 from edgeshard.cli.generate import generate
 from edgeshard.cli.keys import keys
 from edgeshard.cli.status import status
+from edgeshard.cli.stop import stop
 from edgeshard.errors import InputError
 from edgeshard.runtime.deploy import DeployProgress
 from edgeshard.runtime.local import LocalCluster
@@ -27,7 +28,7 @@ RUNNER = CliRunner()
 
 def app() -> typer.Typer:
     commands = typer.Typer()
-    for command in (keys, agent, deploy, generate, status):
+    for command in (keys, agent, deploy, generate, status, stop):
         commands.command()(command)
     return commands
 
@@ -91,3 +92,16 @@ def test_every_command_explains_itself(command: str) -> None:
     done = RUNNER.invoke(app(), [command, "--help"])
     assert done.exit_code == 0
     assert len(done.stdout.splitlines()) > 5
+
+
+def test_stop_leaves_agents_without_stages(tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+        with local_cluster(tmp_path) as cluster:
+            deploy_double(cluster)
+            words = ["stop", "--drain", "1", *ways(cluster)]
+            done = RUNNER.invoke(app(), words, catch_exceptions=False)
+            found = RUNNER.invoke(app(), ["status", "--json", *ways(cluster)])
+    assert done.exit_code == 0
+    assert done.stdout.count("stopped") == 3
+    assert [device["status"]["stage"] for device in json.loads(found.stdout)] == [None] * 3

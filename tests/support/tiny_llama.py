@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -125,9 +126,9 @@ class CompiledModel:
     manifest: ModelManifest
     blob: Blob
 
-    def chain(self, *cuts: int, slots: int = 1, context: int = CONTEXT) -> Chain:
+    def chain(self, *cuts: int, slots: int = 1, context: int = CONTEXT, threads: int = 1) -> Chain:
         """Its shards, cut before the units `cuts`."""
-        return Chain(self, cuts, slots=slots, context=context)
+        return Chain(self, cuts, slots=slots, context=context, threads=threads)
 
 
 @cache
@@ -142,14 +143,14 @@ class Chain(AbstractContextManager["Chain"]):
     """Shards behind each other: what one gives, the next one takes."""
 
     def __init__(
-        self, model: CompiledModel, cuts: Sequence[int], *, slots: int = 1, context: int = CONTEXT
+        self, model: CompiledModel, cuts: Sequence[int], *, slots: int, context: int, threads: int
     ) -> None:
         ends = [0, *cuts, len(model.manifest.units)]
         self._sessions = []
-        for start, stop in zip(ends, ends[1:], strict=False):
+        for start, stop in pairwise(ends):
             shard, _ = fuse(model.store, model.manifest, model.blob, start, stop)
             self._sessions.append(
-                ShardSession.open(model.store, shard, threads=1, context=context, slots=slots)
+                ShardSession.open(model.store, shard, threads=threads, context=context, slots=slots)
             )
 
     def step(
@@ -197,8 +198,8 @@ def generated(
             ids,
             attention_mask=torch.ones_like(ids),
             max_new_tokens=num_tokens,
-            min_new_tokens=num_tokens,
             do_sample=False,
+            eos_token_id=None,
             pad_token_id=0,
         )
     return [int(token) for token in output[0, len(prompt) :]]

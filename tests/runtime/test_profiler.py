@@ -1,0 +1,162 @@
+"""A profile of a tiny model: whole, within its schema, and honest about what it sampled."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from edgeshard.artifacts.store import Store
+from edgeshard.errors import ArtifactError
+from edgeshard.runtime import profiler
+from edgeshard.runtime.profiler import Profiler, ProfilerConfig, ProfileSpec, timing
+from edgeshard.runtime.representative import make_representative
+from edgeshard.schemas import files
+from edgeshard.schemas.cluster import Device
+from edgeshard.schemas.common import Target
+from edgeshard.schemas.profile import DeviceProfile, Profile
+from edgeshard.schemas.shard import ShardManifest
+from support.tiny_llama import CompiledModel, compiled
+
+DEVICE = Device(name="laptop", address="127.0.0.1", port=7000, public_key="k" * 40)
+CONTEXTS, BATCHES, PROMPTS = (8, 32), (1, 2), (4, 16)
+
+
+def _store(model: CompiledModel, folder: Path, *with_weights: str) -> Store:
+    """What the agent has: the manifest, all graphs, and the weights of a few units."""
+    store = Store(folder)
+    wanted = [model.blob, *(unit.graph for unit in model.manifest.units)]
+    for unit in model.manifest.units:
+        wanted += unit.weights if unit.name in with_weights else ()
+    for blob in wanted:
+        store.put(model.store.read(blob), blob.suffix)
+    return store
+
+
+def _measure(
+    model: CompiledModel, store: Store, sampled: tuple[str, ...], memory_bytes: int = 2**32
+) -> tuple[DeviceProfile, list[str]]:
+    structures = [unit.structure for unit in model.manifest.units]
+    spec = ProfileSpec(
+        model=model.blob,
+        representatives=tuple(sorted({structures.index(structure) for structure in structures})),
+        sampled=sampled,
+        contexts=CONTEXTS,
+        batches=BATCHES,
+        prompts=PROMPTS,
+    )
+    config = ProfilerConfig(
+        store=str(store.root), device=DEVICE, threads=1, memory_bytes=memory_bytes, spec=spec
+    )
+    said: list[str] = []
+    return Profiler(config, said.append).measure(), said
+
+
+@pytest.fixture(autouse=True)
+def few_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(profiler, "DECODE_SAMPLES", 4)
+    monkeypatch.setattr(profiler, "PREFILL_SAMPLES", 3)
+    monkeypatch.setattr(profiler, "PAUSE_SECONDS", 0.0)
+
+
+@pytest.mark.parametrize("target", ["ort", "portable"])
+def test_a_profile_covers_every_structure_and_point(tmp_path: Path, target: Target) -> None:
+    model = compiled("grouped", "int4", target)
+    store = _store(model, tmp_path, "block.1")
+
+    found, said = _measure(model, store, ("block.1",))
+
+    assert {u.structure for u in found.units} == {u.structure for u in model.manifest.units}
+    assert {unit.provider for unit in found.units} == set(found.providers)
+    assert "CPUExecutionProvider" in found.providers
+    for unit in found.units:
+        points = {(point.context, point.batch) for point in unit.decode}
+        assert points == {(8, 1), (32, 1), (8, 2)}
+        assert {point.num_tokens for point in unit.prefill} == set(PROMPTS)
+        times = [point.time for point in unit.decode] + [point.time for point in unit.prefill]
+        for time in times:
+            assert 0 <= time.low_seconds <= time.median_seconds <= time.high_seconds
+    assert found.baseline_bytes > 2**20
+    assert len(said) == len(found.units)
+    assert list((tmp_path / "incoming").iterdir()) == []
+
+
+def test_a_sampled_unit_checks_its_representative(tmp_path: Path) -> None:
+    model = compiled("grouped", "int4")
+    store = _store(model, tmp_path, "block.0", "block.2")
+
+    found, _ = _measure(model, store, ("block.0", "block.2"))
+
+    by_kind = {unit.kind: unit for unit in found.units}
+    assert by_kind["block"].sampled == ("block.0", "block.2")
+    deviation = by_kind["block"].sample_deviation
+    assert deviation is not None
+    assert 0 <= deviation < 5
+    assert by_kind["head"].sampled == ()
+    assert by_kind["head"].sample_deviation is None
+
+
+def test_a_profile_holds_to_its_schema(tmp_path: Path) -> None:
+    model = compiled("grouped", "int4")
+    device, _ = _measure(model, _store(model, tmp_path), ())
+
+    profile = Profile(models=(model.blob.digest,), devices=(device,), links=())
+
+    data = files.encode(profile)
+    jsonschema.validate(json.loads(data), json.loads(files.schema_text(Profile)))
+    assert files.decode(data, Profile, "profile") == profile
+
+
+def _counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many copies each window is made of."""
+    counts: list[int] = []
+
+    def counting(*arguments: Any) -> ShardManifest:
+        counts.append(arguments[-1])
+        return make_representative(*arguments)
+
+    monkeypatch.setattr(profiler, "make_representative", counting)
+    return counts
+
+
+def test_a_small_device_measures_units_one_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = compiled("grouped", "int4")
+    counts = _counted(monkeypatch)
+
+    found, _ = _measure(model, _store(model, tmp_path), (), memory_bytes=1)
+
+    assert set(counts) == {1}
+    assert found.step_overhead_seconds == 0
+
+
+def test_a_large_device_measures_several_blocks_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = compiled("grouped", "int4")
+    counts = _counted(monkeypatch)
+
+    _measure(model, _store(model, tmp_path), ())
+
+    assert max(counts) == profiler.MAX_WINDOW
+
+
+def test_a_corrupt_graph_is_refused(tmp_path: Path) -> None:
+    model = compiled("grouped", "int4")
+    store = _store(model, tmp_path)
+    graph = model.manifest.units[1].graph
+    store.path(graph).unlink()
+
+    with pytest.raises(ArtifactError, match=graph.digest):
+        _measure(model, store, ())
+
+
+def test_timing_is_median_and_spread() -> None:
+    found = timing([float(value) for value in range(11)])
+
+    assert (found.low_seconds, found.median_seconds, found.high_seconds) == (1.0, 5.0, 9.0)
+    assert found.num_samples == 11

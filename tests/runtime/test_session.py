@@ -1,0 +1,211 @@
+"""A shard in ONNX Runtime: its slots keep apart, and how a text is fed changes nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+
+from edgeshard.artifacts.fuse import fuse
+from edgeshard.artifacts.store import Store
+from edgeshard.errors import ArtifactError, DeviceError, InputError
+from edgeshard.runtime.session import ShardSession
+from edgeshard.schemas.common import Precision, Target
+from support.tiny_llama import CONTEXT, VOCAB, CompiledModel, compiled
+
+TEXT = [int(token) for token in np.random.default_rng(2).integers(0, VOCAB, 24)]
+OTHER = [int(token) for token in np.random.default_rng(3).integers(0, VOCAB, 24)]
+KINDS: list[tuple[Precision, Target]] = [
+    ("fp32", "ort"),
+    ("int8", "ort"),
+    ("int4", "ort"),
+    ("fp32", "portable"),
+    ("int4", "portable"),
+]
+every_kind = pytest.mark.parametrize(("precision", "target"), KINDS)
+
+
+def _assert_close(found: np.ndarray, expected: np.ndarray, precision: Precision) -> None:
+    """Equal to fp32 rounding; with 8-bit activations such rounding may move one by a whole step."""
+    if precision == "fp32":
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
+    else:
+        assert np.sqrt(np.mean((found - expected) ** 2)) < 0.05 * expected.std()
+
+
+@every_kind
+def test_slots_are_independent(precision: Precision, target: Target) -> None:
+    model = compiled("grouped", precision, target)
+    with model.chain() as alone, model.chain(slots=3) as shared:
+        expected = alone.greedy(TEXT, 6)
+        shared.step(0, OTHER, slot=0)
+        found = [int(shared.step(0, TEXT, slot=1)[0].argmax())]
+        shared.step(0, OTHER, slot=2)
+        for position in range(len(TEXT), len(TEXT) + 5):
+            shared.step(position, OTHER[:1], slot=0)
+            shared.step(position, OTHER[:1], slot=2)
+            found.append(int(shared.step(position, found[-1:], slot=1)[0].argmax()))
+
+    assert found == expected
+
+
+@every_kind
+@pytest.mark.parametrize("chunks", [(12, 12), (2, 22), (22, 2), (2,) * 12])
+def test_a_prefill_in_chunks_is_bit_equal(
+    precision: Precision, target: Target, chunks: tuple[int, ...]
+) -> None:
+    model = compiled("grouped", precision, target)
+    with model.chain() as whole, model.chain() as parts:
+        expected = whole.step(0, TEXT, every_position=True)[0]
+        found, position = [], 0
+        for length in chunks:
+            piece = TEXT[position : position + length]
+            found.append(parts.step(position, piece, every_position=True)[0])
+            position += length
+
+        if target == "ort":
+            np.testing.assert_array_equal(np.concatenate(found), expected)
+        else:  # plain softmax over rows of another length may round differently
+            np.testing.assert_allclose(np.concatenate(found), expected, rtol=1e-4, atol=1e-4)
+
+
+@every_kind
+@pytest.mark.parametrize("chunks", [(7, 8, 9), (23, 1), (1,) * 24])
+def test_a_prefill_in_other_chunks_differs_by_rounding(
+    precision: Precision, target: Target, chunks: tuple[int, ...]
+) -> None:
+    """The 4-bit kernel takes rows in pairs, and every kernel treats a row alone in its own way."""
+    model = compiled("grouped", precision, target)
+    with model.chain() as whole, model.chain() as parts:
+        expected = whole.step(0, TEXT, every_position=True)[0]
+        position = 0
+        for length in chunks:
+            found = parts.step(position, TEXT[position : position + length])[0]
+            position += length
+            _assert_close(found, expected[position - 1], precision)
+
+
+@every_kind
+def test_a_slot_is_used_again_from_its_start(precision: Precision, target: Target) -> None:
+    with compiled("grouped", precision, target).chain() as chain:
+        expected = chain.greedy(TEXT, 4)
+        chain.greedy(OTHER, 8)
+
+        assert chain.greedy(TEXT, 4) == expected
+
+
+@every_kind
+def test_rows_of_a_batch_equal_the_same_rows_alone(precision: Precision, target: Target) -> None:
+    """Rows with different numbers of positions behind them step together."""
+    model = compiled("grouped", precision, target)
+    prompts = [TEXT, OTHER[:9], TEXT[5:20]]
+    with model.chain(slots=3) as together, model.chain(slots=3) as alone:
+        for slot, prompt in enumerate(prompts):
+            together.step(0, prompt, slot=slot)
+            alone.step(0, prompt, slot=slot)
+        tokens = [[3], [90], [41]]
+        for step in range(4):
+            places = [len(prompt) + step for prompt in prompts]
+            found = together.step(places, tokens)
+            for slot, place in enumerate(places):
+                expected = alone.step(place, tokens[slot], slot=slot)
+                _assert_close(found[slot], expected[0], precision)
+                assert found[slot].argmax() == expected[0].argmax()
+            tokens = [[int(row.argmax())] for row in found]
+
+
+@every_kind
+def test_every_position_gives_what_each_prefix_gives(precision: Precision, target: Target) -> None:
+    with compiled("grouped", precision, target).chain() as chain:
+        every = chain.step(0, TEXT, every_position=True)
+        assert every.shape == (1, len(TEXT), VOCAB)
+        for length in (2, 9, len(TEXT)):
+            last = chain.step(0, TEXT[:length])
+            assert last.shape == (1, VOCAB)
+            np.testing.assert_allclose(every[0, length - 1], last[0], rtol=1e-4, atol=1e-4)
+
+
+def test_every_position_of_one_token_after_a_decode_step() -> None:
+    with compiled("grouped").chain() as chain:
+        chain.step(0, TEXT)
+        chain.step(len(TEXT), [5])
+
+        assert chain.step(len(TEXT), [5], every_position=True).shape == (1, 1, VOCAB)
+
+
+# What is refused
+
+
+def _open(model: CompiledModel, **options: int | str) -> ShardSession:
+    shard, _ = fuse(model.store, model.manifest, model.blob, 0, len(model.manifest.units))
+    return ShardSession.open(model.store, shard, **options)  # type: ignore[arg-type]  # mixed options
+
+
+def _ids(*tokens: int) -> np.ndarray:
+    return np.array([tokens], np.int64)
+
+
+@pytest.mark.parametrize("target", ["ort", "portable"])
+def test_positions_beyond_the_context_are_refused(target: Target) -> None:
+    session = _open(compiled("grouped", "fp32", target), context=8)
+    session.run(0, np.array([0]), _ids(1, 2, 3, 4, 5, 6, 7, 8))
+
+    with pytest.raises(InputError, match="9 positions exceed the context 8"):
+        session.run(0, np.array([8]), _ids(1))
+    with pytest.raises(InputError, match="9 positions exceed the context 8"):
+        session.run(0, np.array([0]), _ids(*range(9)))
+    with pytest.raises(InputError, match="exceed"):
+        session.run(0, np.array([-1]), _ids(1))
+
+
+@pytest.mark.parametrize(("slot", "rows"), [(2, 1), (1, 2), (0, 3), (-1, 1)])
+def test_rows_beyond_the_slots_are_refused(slot: int, rows: int) -> None:
+    session = _open(compiled("grouped"), slots=2, context=8)
+
+    with pytest.raises(InputError, match=rf"slots \[{slot}, {slot + rows}\) of 2"):
+        session.run(slot, np.zeros(rows, np.int64), np.ones((rows, 1), np.int64))
+
+
+def test_a_context_beyond_the_models_is_refused() -> None:
+    with pytest.raises(InputError, match=f"context {CONTEXT + 1} is more than the model's"):
+        _open(compiled("grouped"), context=CONTEXT + 1)
+
+
+def test_an_unknown_provider_is_refused_with_those_that_are_here() -> None:
+    with pytest.raises(DeviceError, match=r"no QuantumExecutionProvider .* CPUExecutionProvider"):
+        _open(compiled("grouped"), provider="QuantumExecutionProvider", context=8)
+
+
+def test_a_token_beyond_the_vocabulary_is_the_devices_error() -> None:
+    session = _open(compiled("grouped"), context=8)
+
+    with pytest.raises(DeviceError, match="ONNX Runtime failed in a step"):
+        session.run(0, np.array([0]), _ids(VOCAB))
+
+
+@pytest.mark.parametrize("what", ["graph", "weights"])
+@pytest.mark.parametrize("how", ["changed", "truncated", "missing"])
+def test_a_corrupt_blob_is_refused_before_a_session_exists(
+    what: str, how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = compiled("grouped")
+    shard, _ = fuse(model.store, model.manifest, model.blob, 1, 3)
+    store = Store(tmp_path)
+    for blob in (shard.graph, *shard.weights):
+        store.put(model.store.read(blob), blob.suffix)
+    victim = shard.graph if what == "graph" else shard.weights[-1]
+    data = bytearray(store.read(victim))
+    store.path(victim).unlink()
+    if how != "missing":
+        data[len(data) // 2] ^= 1
+        store.path(victim).write_bytes(data if how == "changed" else data[:-1])
+
+    def too_late(*_: object, **__: object) -> None:
+        pytest.fail("an inference session was made")
+
+    monkeypatch.setattr(ort, "InferenceSession", too_late)
+
+    with pytest.raises(ArtifactError, match=victim.digest):
+        ShardSession.open(store, shard, context=8)

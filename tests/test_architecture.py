@@ -1,0 +1,152 @@
+"""Who may import what.
+
+    edgeshard.errors ◄─ schemas ◄─ artifacts ◄─ compiler │ runtime ◄─ edgeshard, its commands
+                               ◄─ planner
+
+The compiler, the planner and the runtime never import each other: they meet in files and messages.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FREE = {"edgeshard.errors", *sys.stdlib_module_names}
+ALLOWED = {
+    "schemas": {"jsonschema", "msgspec"},
+    "artifacts": {"edgeshard.schemas", "onnx"},
+    "planner": {"edgeshard.schemas", "numpy"},
+    "compiler": {
+        *("edgeshard.artifacts", "edgeshard.schemas"),
+        *("gguf", "numpy", "onnx", "optimum", "safetensors", "torch", "transformers"),
+    },
+    "runtime": {
+        *("edgeshard.artifacts", "edgeshard.schemas"),
+        *("jinja2", "msgspec", "numpy", "onnx", "onnxruntime", "psutil", "rich", "tokenizers"),
+        "zmq",
+    },
+}
+COMPILE_ONLY = {"accelerate", "gguf", "onnxscript", "optimum", "safetensors", "torch"}
+COMPILE_ONLY.add("transformers")
+COMPILE_ONLY.add("edgeshard.compiler")
+MAY_COMPILE = {"edgeshard/verify.py", "edgeshard/cli/compile.py"}
+FORBIDDEN_MODULES = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve"}
+FORBIDDEN_CALLS = {"eval", "exec"}
+
+
+def _sources() -> list[Path]:
+    """Every source file, once: the links in `edgeshard` are not followed."""
+    own = list((ROOT / "edgeshard").glob("*.py"))
+    own += (ROOT / "edgeshard" / "cli").rglob("*.py")
+    return sorted([*own, *(path for name in ALLOWED for path in (ROOT / name).rglob("*.py"))])
+
+
+def _name(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def _nodes(path: Path) -> Iterator[ast.AST]:
+    return ast.walk(ast.parse(path.read_text("utf-8")))
+
+
+def _modules(path: Path) -> set[str]:
+    """Full names of the modules that a file imports, wherever in it."""
+    found: set[str] = set()
+    for node in _nodes(path):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            module = node.module or ""
+            # `from edgeshard import runtime` is an import of edgeshard.runtime.
+            found |= (
+                {f"{module}.{a.name}" for a in node.names} if module == "edgeshard" else {module}
+            )
+    return found
+
+
+def imported(path: Path) -> set[str]:
+    """What a file imports: `edgeshard.x` for our own, the top-level name for the rest."""
+    return {
+        ".".join(name.split(".")[: 2 if name.startswith("edgeshard.") else 1])
+        for name in _modules(path)
+    }
+
+
+@pytest.mark.parametrize("package", ALLOWED)
+def test_a_package_imports_only_what_it_may(package: str) -> None:
+    allowed = FREE | ALLOWED[package] | {f"edgeshard.{package}"}
+    paths = sorted((ROOT / package).rglob("*.py"))
+
+    assert len(paths) > 3
+    assert {
+        _name(path): imported(path) - allowed for path in paths if imported(path) - allowed
+    } == {}
+
+
+@pytest.mark.parametrize("package", ALLOWED)
+def test_what_a_package_may_import_it_does(package: str) -> None:
+    """Else the list above says more than is true."""
+    found = {name for path in (ROOT / package).rglob("*.py") for name in imported(path)}
+
+    assert ALLOWED[package] <= found
+
+
+def test_errors_import_nothing() -> None:
+    assert imported(ROOT / "edgeshard" / "errors.py") == {"__future__"}
+
+
+def test_one_file_touches_zeromq() -> None:
+    assert [_name(path) for path in _sources() if "zmq" in imported(path)] == ["runtime/channel.py"]
+
+
+def test_only_the_compiler_needs_what_a_device_has_not() -> None:
+    users = {_name(path) for path in _sources() if imported(path) & COMPILE_ONLY}
+
+    assert {name for name in users if not name.startswith("compiler/")} <= MAY_COMPILE
+
+
+def test_protocol_cores_are_pure() -> None:
+    """Events in, instructions out: no clock, no thread, no socket, no file."""
+    impure = {"asyncio", "os", "pathlib", "random", "select", "socket", "subprocess", "threading"}
+    impure |= {"time", "zmq"}
+    for name in ("runtime/schedule.py", "runtime/stage.py", "runtime/wire.py"):
+        assert imported(ROOT / name) & impure == set(), name
+
+
+def test_nothing_that_runs_code_from_data() -> None:
+    for path in _sources():
+        modules = {module.split(".")[0] for module in _modules(path)}
+        assert modules & FORBIDDEN_MODULES == set(), _name(path)
+        calls = {
+            node.func.id
+            for node in _nodes(path)
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+        }
+        assert calls & FORBIDDEN_CALLS == set(), _name(path)
+        pickled = {
+            keyword.arg
+            for node in _nodes(path)
+            if isinstance(node, ast.Call)
+            for keyword in node.keywords
+            if isinstance(keyword.value, ast.Constant) and keyword.value.value is True
+        }
+        assert "allow_pickle" not in pickled, _name(path)
+        attributes = {node.attr for node in _nodes(path) if isinstance(node, ast.Attribute)}
+        assert attributes & {"recv_pyobj", "send_pyobj"} == set(), _name(path)
+
+
+def test_imports_are_absolute() -> None:
+    for path in _sources():
+        levels = {node.level for node in _nodes(path) if isinstance(node, ast.ImportFrom)}
+        assert levels <= {0}, _name(path)
+
+
+def test_files_stay_small() -> None:
+    lengths = {_name(path): len(path.read_text("utf-8").splitlines()) for path in _sources()}
+
+    assert {name: length for name, length in lengths.items() if length > 400} == {}
