@@ -7,6 +7,7 @@ that no path, no size and no operator library is believed because a file names i
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 
 import onnx
 
@@ -16,6 +17,18 @@ from edgeshard.schemas.common import Blob
 DOMAINS = {"", "com.microsoft"}
 MAX_NODES = 200_000
 _KEYS = {"location", "offset", "length"}
+
+
+def read_graph(path: Path) -> onnx.ModelProto:
+    """Read a graph without its weights.
+
+    Raises:
+        ArtifactError: it is no ONNX graph.
+    """
+    try:
+        return onnx.load(str(path), load_external_data=False)
+    except Exception as error:  # protobuf has an error of its own, which onnx does not name
+        raise ArtifactError(f"{path} is no ONNX graph: {error}; compile again") from error
 
 
 def check_graph(model: onnx.ModelProto, weights: Iterable[Blob]) -> None:

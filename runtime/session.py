@@ -14,15 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import onnxruntime as ort
-from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as pybind
 
-from edgeshard.artifacts.graph_check import check_graph
+from edgeshard.artifacts.graph_check import check_graph, read_graph
 from edgeshard.artifacts.store import Store
-from edgeshard.errors import ArtifactError, DeviceError, InputError
+from edgeshard.errors import DeviceError, InputError
 from edgeshard.runtime.machine import physical_cores
 from edgeshard.schemas.shard import ShardManifest
 
@@ -124,11 +122,7 @@ class ShardSession:
             raise DeviceError(f"no {provider} on this device; it has {', '.join(available)}")
         store.verify([shard.graph, *shard.weights])
         path = store.path(shard.graph)
-        try:
-            graph = onnx.load(str(path), load_external_data=False)
-        except DecodeError as error:
-            raise ArtifactError(f"{path} is no ONNX graph: {error}; compile again") from error
-        check_graph(graph, shard.weights)
+        check_graph(read_graph(path), shard.weights)
         return cls(load(path, provider, threads), shard, context, slots)
 
     def run(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from edgeshard.artifacts.graph_check import check_graph
+from edgeshard.artifacts.graph_check import check_graph, read_graph
 from edgeshard.errors import ArtifactError
 from edgeshard.schemas.common import Blob
 from support.tiny_llama import compiled
@@ -161,3 +162,10 @@ def test_every_blob_that_a_unit_lists_is_needed() -> None:
             others = [other for other in unit.weights if other != blob]
             with pytest.raises(ArtifactError, match=blob.filename):
                 check_graph(graph, others)
+
+
+def test_bytes_that_are_no_graph_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "noise.onnx"
+    path.write_bytes(b"\xff" * 64)
+    with pytest.raises(ArtifactError, match="is no ONNX graph"):
+        read_graph(path)
