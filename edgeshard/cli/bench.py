@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from edgeshard.errors import InputError
+
+if TYPE_CHECKING:
+    from edgeshard.artifacts.store import Store
 
 
 def bench(
@@ -68,11 +71,9 @@ def bench(
         typer.echo(json.dumps({"rows": [asdict(row) for row in rows]}))
 
 
-def _bench_chain(store: object, name: str, folder: Path, rounds: int, as_json: bool) -> None:
-    from edgeshard.artifacts.store import Store
+def _bench_chain(store: Store, name: str, folder: Path, rounds: int, as_json: bool) -> None:
     from edgeshard.chain_bench import bench_chain
 
-    assert isinstance(store, Store)
     manifest, blob = store.model(name)
     result = bench_chain(
         folder,

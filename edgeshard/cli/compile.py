@@ -13,6 +13,7 @@ from edgeshard.errors import InputError
 from edgeshard.schemas.common import Objective, Precision, Target
 
 if TYPE_CHECKING:
+    from edgeshard.artifacts.store import Store
     from edgeshard.compiler.compile import Compiled
     from edgeshard.schemas.profile import Profile
 
@@ -72,16 +73,13 @@ def compile_command(
 
 def run_compile(
     model: Path,
-    store: object,
+    store: Store,
     precision: Precision | None,
     target: Target,
     name: str | None = None,
     console: Console | None = None,
 ) -> Compiled:
     """Compile with a progress bar on standard error, and say what came out."""
-    from edgeshard.artifacts.store import Store
-
-    assert isinstance(store, Store)
     try:
         from edgeshard.compiler.compile import compile_model
     except ImportError as error:
@@ -150,7 +148,7 @@ def _offline_profile(profile: Path | None, cluster: Path | None) -> Profile | No
 
 
 def _plan_and_fuse(
-    store: object,
+    store: Store,
     compiled: Compiled,
     cluster_path: Path | None,
     key: Path | None,
@@ -162,12 +160,10 @@ def _plan_and_fuse(
     force: bool,
 ) -> None:
     from edgeshard.artifacts.fuse import fuse
-    from edgeshard.artifacts.store import Store
     from edgeshard.cli.plan import write_plan
     from edgeshard.schemas import files
     from edgeshard.schemas.cluster import Cluster
 
-    assert isinstance(store, Store)
     assert cluster_path is not None
     cluster = files.read(cluster_path, Cluster)
     manifest, blob = compiled.manifest, compiled.blob

@@ -10,6 +10,8 @@ import typer
 from edgeshard.errors import InputError
 from edgeshard.schemas.common import Blob, Objective
 
+TYPICAL_PROMPT = 128
+
 if TYPE_CHECKING:
     from edgeshard.schemas.model import ModelManifest
     from edgeshard.schemas.plan import Plan
@@ -24,7 +26,10 @@ def plan(
     objective: Annotated[str, typer.Option(help="latency or throughput.")] = "latency",
     context: Annotated[int, typer.Option(min=1, help="Positions of a sequence.")] = 2048,
     slots: Annotated[int, typer.Option(min=1, help="Sequences held at once.")] = 1,
-    prompt_tokens: Annotated[int, typer.Option(min=1, help="Prompt length to expect.")] = 128,
+    prompt_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="Prompt length to expect; 128, or half of a shorter context."),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Where the plan goes.")] = Path("plan.json"),
     force: Annotated[bool, typer.Option("--force", help="Replace an existing plan.")] = False,
 ) -> None:
@@ -66,7 +71,7 @@ def write_plan(
     slots: int,
     out: Path,
     *,
-    prompt_tokens: int = 128,
+    prompt_tokens: int | None = None,
     force: bool = False,
 ) -> Plan:
     """Make a plan, print it and write it; the whole file or none.
@@ -80,9 +85,8 @@ def write_plan(
 
     if out.exists() and not force:
         raise InputError(f"{out} exists; give --force to replace it or another place")
-    made = make_plan(
-        model, model_blob.digest, profile, source, objective, context, slots, prompt_tokens
-    )
+    expected = prompt_tokens or max(1, min(TYPICAL_PROMPT, context // 2))
+    made = make_plan(model, model_blob.digest, profile, source, objective, context, slots, expected)
     files.write(out, made)
     typer.echo(plan_table(made))
     typer.echo(f"written to {out}")
