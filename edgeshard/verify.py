@@ -100,11 +100,10 @@ def verify_model(
     reference = reference_model(checkpoint)
     ids = np.array([list(token_ids)], np.int64)
     with torch.no_grad():
-        states = _hidden_states(reference, torch.from_numpy(ids))
+        expected = _hidden_states(reference, torch.from_numpy(ids))
         generated = reference.generate(
             torch.from_numpy(ids), max_new_tokens=num_tokens, do_sample=False, eos_token_id=None
         )[0, ids.shape[1] :].tolist()
-    expected = [*states[:-1], states[-1]]
     errors: list[UnitError] = []
     value: NDArray[Any] = ids
     context = min(model.max_context, ids.shape[1] + num_tokens + 1)
