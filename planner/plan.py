@@ -12,8 +12,9 @@ from __future__ import annotations
 import itertools
 import math
 
-from edgeshard.errors import InputError
+from edgeshard.errors import InputError, PlanError
 from edgeshard.planner.alternatives import one_device
+from edgeshard.planner.baselines import Method, baseline
 from edgeshard.planner.costs import CostTable, build_costs
 from edgeshard.planner.left_out import why_left_out
 from edgeshard.planner.memory import stage_memory
@@ -21,7 +22,7 @@ from edgeshard.planner.partition import Span, best_partition
 from edgeshard.planner.units import Workload
 from edgeshard.schemas.common import Objective
 from edgeshard.schemas.model import ModelManifest
-from edgeshard.schemas.plan import Plan, Stage
+from edgeshard.schemas.plan import LeftOut, Plan, Stage
 from edgeshard.schemas.profile import Profile
 
 NEW_TOKENS = 128
@@ -38,6 +39,7 @@ def make_plan(
     slots: int,
     prompt_tokens: int = 128,
     decode_context: int | None = None,
+    method: Method | None = None,
 ) -> Plan:
     """Plan a model over the devices of a profile.
 
@@ -52,6 +54,7 @@ def make_plan(
         prompt_tokens: length of the prompt that is predicted.
         decode_context: positions held at the decode step that is predicted; None: the middle of an
             answer of 128 tokens, `prompt_tokens + 64`, or the context where that is less.
+        method: the baseline to plan by; None: the best chain.
 
     Raises:
         InputError: an argument is out of range, or the profile is not usable.
@@ -65,11 +68,11 @@ def make_plan(
     _check("decode context", decode_context, 0, context, "the planned context")
     workload = Workload(context, slots, prompt_tokens, decode_context)
     costs = build_costs(model, profile, source, workload)
-    best = best_partition(costs, objective)
-    stages = _stages(costs, best.spans)
+    spans, left_out = _choose(costs, objective, method)
+    stages = _stages(costs, spans)
     way_in = costs.entry_seconds
     token_seconds = way_in + sum(stage.decode_seconds + stage.hop_seconds for stage in stages)
-    busiest_seconds, busiest = _busiest(costs, best.spans, stages)
+    busiest_seconds, busiest = _busiest(costs, spans, stages)
     if not busiest_seconds > 0:
         raise InputError("the profile says that every stage takes 0 s; run `esc profile` again")
     full_slots = math.ceil(token_seconds / busiest_seconds - 1e-9)
@@ -84,12 +87,33 @@ def make_plan(
         prompt_tokens=prompt_tokens,
         stages=stages,
         token_seconds=token_seconds,
-        first_token_seconds=way_in + _prefill_seconds(costs, best.spans, stages),
+        first_token_seconds=way_in + _prefill_seconds(costs, spans, stages),
         tokens_per_second=min(slots / token_seconds, 1 / busiest_seconds),
         bottleneck=busiest,
         one_device=one_device(costs),
-        left_out=why_left_out(costs, best, objective),
+        left_out=left_out,
     )
+
+
+def _choose(
+    costs: CostTable, objective: Objective, method: Method | None
+) -> tuple[tuple[Span, ...], tuple[LeftOut, ...]]:
+    """The spans, and why other devices have none."""
+    if method is None:
+        best = best_partition(costs, objective)
+        return best.spans, why_left_out(costs, best, objective)
+    spans = baseline(costs, method, objective)
+    hosts = [span.device for span in spans]
+    for host in hosts:
+        name = costs.devices[host].name
+        if hosts.count(host) > 1:
+            raise PlanError(
+                f"{method} gives {name} {hosts.count(host)} stages, a device runs one; "
+                "plan without --method"
+            )
+    unused = [device.name for i, device in enumerate(costs.devices) if i not in hosts]
+    reason = f"{method} does not use it"
+    return spans, costs.left_out + tuple(LeftOut(device=name, reason=reason) for name in unused)
 
 
 def _check(what: str, value: int, least: int, most: int | None, limit: str) -> None:

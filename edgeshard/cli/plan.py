@@ -13,6 +13,7 @@ from edgeshard.schemas.common import Blob, Objective
 TYPICAL_PROMPT = 128
 
 if TYPE_CHECKING:
+    from edgeshard.planner.baselines import Method
     from edgeshard.schemas.model import ModelManifest
     from edgeshard.schemas.plan import Plan
     from edgeshard.schemas.profile import Profile
@@ -30,6 +31,9 @@ def plan(
         int | None,
         typer.Option(min=1, help="Prompt length to expect; 128, or half of a shorter context."),
     ] = None,
+    method: Annotated[
+        str | None, typer.Option(help="Plan by a baseline of the paper, by its name.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Where the plan goes.")] = Path("plan.json"),
     force: Annotated[bool, typer.Option("--force", help="Replace an existing plan.")] = False,
 ) -> None:
@@ -39,6 +43,7 @@ def plan(
     first unit stays on the source. Prints the plan and writes it.
     """
     from edgeshard.artifacts.store import Store
+    from edgeshard.planner.baselines import Method
     from edgeshard.schemas import files
     from edgeshard.schemas.cluster import Cluster
     from edgeshard.schemas.profile import Profile
@@ -46,6 +51,8 @@ def plan(
     if objective not in get_args(Objective):
         known = ", ".join(get_args(Objective))
         raise InputError(f"unknown objective {objective!r}; known: {known}")
+    if method not in (None, *get_args(Method)):
+        raise InputError(f"unknown method {method!r}; known: {', '.join(get_args(Method))}")
     manifest, blob = Store(store).model(model)
     write_plan(
         manifest,
@@ -57,6 +64,7 @@ def plan(
         slots,
         out,
         prompt_tokens=prompt_tokens,
+        method=cast("Method | None", method),
         force=force,
     )
 
@@ -72,6 +80,7 @@ def write_plan(
     out: Path,
     *,
     prompt_tokens: int | None = None,
+    method: Method | None = None,
     force: bool = False,
 ) -> Plan:
     """Make a plan, print it and write it; the whole file or none.
@@ -86,7 +95,17 @@ def write_plan(
     if out.exists() and not force:
         raise InputError(f"{out} exists; give --force to replace it or another place")
     expected = prompt_tokens or max(1, min(TYPICAL_PROMPT, context // 2))
-    made = make_plan(model, model_blob.digest, profile, source, objective, context, slots, expected)
+    made = make_plan(
+        model,
+        model_blob.digest,
+        profile,
+        source,
+        objective,
+        context,
+        slots,
+        expected,
+        method=method,
+    )
     files.write(out, made)
     typer.echo(plan_table(made))
     typer.echo(f"written to {out}")

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 
 from edgeshard.errors import EdgeShardError, InputError, PlanError
+from edgeshard.planner.baselines import Method
 from edgeshard.planner.plan import make_plan
 from edgeshard.schemas import files
 from edgeshard.schemas.common import Objective
@@ -147,3 +148,30 @@ def test_any_plan_is_a_valid_file_whose_devices_are_all_accounted_for(case: Case
 def test_the_same_values_give_the_same_bytes() -> None:
     plans = [plan_of(split_profile(), "throughput", slots=2) for _ in range(3)]
     assert len({files.encode(plan) for plan in plans}) == 1
+
+
+def test_a_baseline_makes_a_plan_of_the_same_kind() -> None:
+    plan = two_devices_by("cloud-edge-even")
+    assert [(stage.device, stage.start, stage.stop) for stage in plan.stages] == [
+        ("a", 0, 3),
+        ("b", 3, 6),
+    ]
+    assert [left.reason for left in plan.left_out] == ["cloud-edge-even does not use it"]
+
+
+def test_a_baseline_that_comes_back_to_a_device_is_refused() -> None:
+    with pytest.raises(PlanError, match="algorithm-1 gives a 2 stages, a device runs one"):
+        two_devices_by("algorithm-1")
+
+
+def two_devices_by(method: Method) -> Plan:
+    """`b` is fast at one block alone; `c` is slow at everything."""
+    model = make_model(structures=[f"structure.{unit}" for unit in range(6)])
+    fast = model.units[2].structure
+    speeds = {
+        "a": {unit.structure: 9.0 if unit.structure == fast else 1.0 for unit in model.units},
+        "b": {unit.structure: 0.1 if unit.structure == fast else 7.0 for unit in model.units},
+        "c": {unit.structure: 99.0 for unit in model.units},
+    }
+    profile = make_profile([make_device(name, measured(model, speeds[name])) for name in speeds])
+    return make_plan(model, digest("model"), profile, "a", "latency", 64, 1, method=method)
