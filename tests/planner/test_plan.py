@@ -174,4 +174,4 @@ def two_devices_by(method: Method) -> Plan:
         "c": {unit.structure: 99.0 for unit in model.units},
     }
     profile = make_profile([make_device(name, measured(model, speeds[name])) for name in speeds])
-    return make_plan(model, digest("model"), profile, "a", "latency", 64, 1, method=method)
+    return make_plan(model, digest("model"), profile, "a", "latency", 512, 1, method=method)
