@@ -64,8 +64,14 @@ def _eos_token_ids(
     return tuple(sorted(found))
 
 
-def rotary_tables(config: transformers.PretrainedConfig) -> dict[str, NDArray[np.float32]]:
+def rotary_tables(
+    config: transformers.PretrainedConfig, factor: float = 1.0
+) -> dict[str, NDArray[np.float32]]:
     """Cosines and sines `[max_context, head_dim / 2]` from the model's own rotary module.
+
+    Args:
+        config: of the model.
+        factor: what both tables are multiplied by; see `fold_scale`.
 
     Raises:
         InputError: the scaling depends on the length of the text, so that no table can hold it.
@@ -83,6 +89,6 @@ def rotary_tables(config: transformers.PretrainedConfig) -> dict[str, NDArray[np
         cos, sin = module(torch.empty(1, 1, 1), positions)
     half = cos.shape[-1] // 2
     return {
-        "cos": np.ascontiguousarray(cos[0, :, :half].numpy()),
-        "sin": np.ascontiguousarray(sin[0, :, :half].numpy()),
+        "cos": np.ascontiguousarray(cos[0, :, :half].numpy() * np.float32(factor)),
+        "sin": np.ascontiguousarray(sin[0, :, :half].numpy() * np.float32(factor)),
     }

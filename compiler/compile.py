@@ -39,7 +39,7 @@ from edgeshard.compiler.lowering import (
     linear_groups,
     precision_bits,
 )
-from edgeshard.compiler.semantic import pack_attention
+from edgeshard.compiler.semantic import fold_scale, pack_attention
 from edgeshard.compiler.trace import trace_block
 from edgeshard.errors import InputError
 from edgeshard.schemas.common import Blob, Precision, Target, UnitKind
@@ -132,7 +132,7 @@ class _Compilation:
 
     def run(self, name: str | None) -> Compiled:
         self.report(Progress("tracing the block", 0, 1))
-        self.block_nodes = pack_attention(trace_block(self.config))
+        self.block_nodes, self.rotary_factor = fold_scale(pack_attention(trace_block(self.config)))
         matrices = self._check_names()
         self.encodings = {weight: self._choose(weight) for weight in matrices}
         self.lowering = LOWERINGS[self.target](self.shape, self.encodings)
@@ -248,7 +248,7 @@ class _Compilation:
 
     def _shared_blobs(self) -> dict[str, WrittenBlob]:
         """Blobs that several units point into: rotary tables, and zero points where needed."""
-        rope = rotary_tables(self.config)
+        rope = rotary_tables(self.config, self.rotary_factor)
         layout = {name: (np.float32, table.shape) for name, table in rope.items()}
         shared = {"rope": write_blob(self.store, layout, rope.items())}
         if self.target == "portable":

@@ -130,8 +130,10 @@ class PortableLowering(Lowering):
         key = graph.op(
             "Unsqueeze", [graph.op("Transpose", [key], perm=[0, 1, 3, 2]), graph.integers(2)]
         )
-        scale = graph.constant(np.full(1, node.number("scale"), np.float32))
-        scores = graph.op("Mul", [graph.op("MatMul", [query, key]), scale])  # [B, KV, G, S, T]
+        scores = graph.op("MatMul", [query, key])  # [B, KV, G, S, T]
+        if node.number("scale") != 1.0:
+            scale = graph.constant(np.full(1, node.number("scale"), np.float32))
+            scores = graph.op("Mul", [scores, scale])
         weights = graph.op("Softmax", [self._mask(graph, scores, value)], axis=-1)
         value = graph.op("Unsqueeze", [value, graph.integers(2)])
         mixed = graph.op("MatMul", [weights, value])  # [B, KV, G, S, D]

@@ -3,7 +3,7 @@
     RMSNorm(x)       weight, epsilon
     Linear(x)        weights (several are joined: they share the input), biases, out_features
     Attention(qkv)   causal, with rotary positions and the KV cache; num_heads, num_kv_heads,
-                     head_dim, scale
+                     head_dim, scale (moved into the rotary tables by `fold_scale`)
     Reshape, Transpose, Add, Mul, Sigmoid, …   as in ONNX
 
 Weights appear by name. `pack_attention` joins the three projections of an attention, so that every
@@ -12,6 +12,7 @@ target sees one shape of it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -89,6 +90,29 @@ def pack_attention(nodes: Sequence[Node]) -> list[Node]:
     for node in nodes:
         result += packed.get(id(node), []) if id(node) in dropped else [node]
     return result
+
+
+def fold_scale(nodes: Sequence[Node]) -> tuple[list[Node], float]:
+    """Move the scale of attention scores into the rotary tables.
+
+    Queries and keys are both turned by the tables, so tables times the root of the scale scale
+    their products. With scale 1 ONNX Runtime's CPU kernel reads the keys of a decode step where
+    they lie; with any other it copies them first (docs/adr/0009).
+
+    Returns:
+        The nodes with attention of scale 1, and the factor that the rotary tables need. Nodes
+        whose attentions differ in scale are given back as they are, with factor 1.
+    """
+    scales = {node.number("scale") for node in nodes if node.operator == "Attention"}
+    if len(scales) != 1 or min(scales) <= 0:
+        return list(nodes), 1.0
+    folded = [
+        replace(node, attributes={**node.attributes, "scale": 1.0})
+        if node.operator == "Attention"
+        else node
+        for node in nodes
+    ]
+    return folded, math.sqrt(scales.pop())
 
 
 class _Upstream:

@@ -10,10 +10,12 @@ With `append` every slot keeps the cache that its last step gave back.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as pybind
@@ -26,6 +28,9 @@ from edgeshard.schemas.shard import ShardManifest
 
 Floats = NDArray[np.float32]
 CPU = "CPUExecutionProvider"
+TILED_ATTENTION_OFF = "ORT_GQA_DISABLE_FLASH_ATTENTION"
+CHUNK_TOKENS = 512
+MAX_SCORES_BYTES = 256 * 2**20
 # ONNX Runtime's errors have no base of their own; these are all that loading and running raise.
 ORT_ERRORS = (
     pybind.EPFail,
@@ -54,6 +59,25 @@ def session_options(threads: int) -> ort.SessionOptions:
     options.add_session_config_entry("session.intra_op.spin_backoff_max", "32")
     options.log_severity_level = 3
     return options
+
+
+def choose_attention(graph: onnx.ModelProto, context: int) -> None:
+    """Say which attention kernel the sessions that are created next on the CPU use.
+
+    For queries that share keys the plain one is faster, at the price of holding all scores
+    `[heads, chunk, context]` of a prompt chunk; else the tiled one is (docs/adr/0009). ONNX Runtime
+    reads the choice from the environment when it creates a kernel; no session option says it.
+    """
+    os.environ[TILED_ATTENTION_OFF] = "0"
+    for node in graph.graph.node:
+        if node.op_type == "GroupQueryAttention":
+            heads, kv_heads = (
+                next(a.i for a in node.attribute if a.name == name)
+                for name in ("num_heads", "kv_num_heads")
+            )
+            if heads > kv_heads and heads * CHUNK_TOKENS * context * 4 <= MAX_SCORES_BYTES:
+                os.environ[TILED_ATTENTION_OFF] = "1"
+            return
 
 
 class ShardSession:
@@ -122,7 +146,9 @@ class ShardSession:
             raise DeviceError(f"no {provider} on this device; it has {', '.join(available)}")
         store.verify([shard.graph, *shard.weights])
         path = store.path(shard.graph)
-        check_graph(read_graph(path), shard.weights)
+        graph = read_graph(path)
+        check_graph(graph, shard.weights)
+        choose_attention(graph, context)
         return cls(load(path, provider, threads), shard, context, slots)
 
     def run(

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 
 from edgeshard.artifacts.fuse import fuse
 from edgeshard.artifacts.store import Store
 from edgeshard.errors import ArtifactError, DeviceError, InputError
-from edgeshard.runtime.session import ShardSession
+from edgeshard.runtime.session import TILED_ATTENTION_OFF, ShardSession, choose_attention
 from edgeshard.schemas.common import Precision, Target
 from support.tiny_llama import CONTEXT, VOCAB, CompiledModel, compiled
 
@@ -209,3 +211,21 @@ def test_a_corrupt_blob_is_refused_before_a_session_exists(
 
     with pytest.raises(ArtifactError, match=victim.digest):
         ShardSession.open(store, shard, context=8)
+
+
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "context", "off"),
+    [(9, 3, 2048, "1"), (32, 8, 2048, "1"), (32, 32, 2048, "0"), (32, 8, 131072, "0")],
+)
+def test_grouped_queries_with_small_scores_take_the_plain_attention(
+    monkeypatch: pytest.MonkeyPatch, heads: int, kv_heads: int, context: int, off: str
+) -> None:
+    monkeypatch.setenv(TILED_ATTENTION_OFF, "unset")
+    attention = onnx.helper.make_node(
+        "GroupQueryAttention", [], [], num_heads=heads, kv_num_heads=kv_heads
+    )
+    graph = onnx.helper.make_graph([attention], "one", [], [])
+
+    choose_attention(onnx.helper.make_model(graph), context)
+
+    assert os.environ[TILED_ATTENTION_OFF] == off
