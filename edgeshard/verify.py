@@ -92,15 +92,11 @@ def verify_model(
         ArtifactError: the store is corrupt.
     """
     checkpoint = open_checkpoint(checkpoint_path)
-    if checkpoint.digest() != model.source.digest:
-        raise InputError(
-            f"{checkpoint_path} is {checkpoint.digest()}, "
-            f"{model.name} was compiled from {model.source.digest}"
-        )
+    check_source(checkpoint, model)
     reference = reference_model(checkpoint)
     ids = np.array([list(token_ids)], np.int64)
     with torch.no_grad():
-        expected = _hidden_states(reference, torch.from_numpy(ids))
+        expected = hidden_states(reference, torch.from_numpy(ids))
         generated = reference.generate(
             torch.from_numpy(ids), max_new_tokens=num_tokens, do_sample=False, eos_token_id=None
         )[0, ids.shape[1] :].tolist()
@@ -132,6 +128,19 @@ def verify_model(
         identical_tokens=identical,
         num_tokens=num_tokens,
     )
+
+
+def check_source(checkpoint: Checkpoint, model: ModelManifest) -> None:
+    """Refuse a checkpoint that a model was not compiled from.
+
+    Raises:
+        InputError: names both digests.
+    """
+    digest = checkpoint.digest()
+    if digest != model.source.digest:
+        raise InputError(
+            f"{checkpoint.path} is {digest}, {model.name} was compiled from {model.source.digest}"
+        )
 
 
 def reference_model(checkpoint: Checkpoint) -> transformers.PreTrainedModel:
@@ -173,7 +182,7 @@ def greedy(
     return tokens
 
 
-def _hidden_states(model: transformers.PreTrainedModel, ids: torch.Tensor) -> list[Floats]:
+def hidden_states(model: transformers.PreTrainedModel, ids: torch.Tensor) -> list[Floats]:
     """Outputs of every unit: the embedding, each block, the logits."""
     states: list[Floats] = []
 

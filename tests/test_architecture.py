@@ -34,7 +34,7 @@ ALLOWED = {
 COMPILE_ONLY = {"accelerate", "gguf", "onnxscript", "optimum", "safetensors", "torch"}
 COMPILE_ONLY.add("transformers")
 COMPILE_ONLY.add("edgeshard.compiler")
-MAY_COMPILE = {"edgeshard/verify.py", "edgeshard/cli/compile.py"}
+MAY_COMPILE = {"edgeshard/quality.py", "edgeshard/verify.py", "edgeshard/cli/compile.py"}
 FORBIDDEN_MODULES = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve"}
 FORBIDDEN_CALLS = {"eval", "exec"}
 

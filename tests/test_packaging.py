@@ -52,6 +52,18 @@ def test_the_schemas_travel_with_the_package() -> None:
     assert (ROOT / "edgeshard" / "py.typed").exists()
 
 
+def test_the_texts_travel_with_the_package() -> None:
+    own = {str(path.relative_to(ROOT / "edgeshard")) for path in ROOT.glob("edgeshard/texts/*")}
+    listed = {
+        str(path.relative_to(ROOT / "edgeshard"))
+        for pattern in SETUPTOOLS["package-data"]["edgeshard"]
+        for path in (ROOT / "edgeshard").glob(pattern)
+    }
+
+    assert own
+    assert own <= listed
+
+
 def test_what_a_device_needs_has_no_compiler_in_it() -> None:
     needed = " ".join(PROJECT["project"]["dependencies"])
 
