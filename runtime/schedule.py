@@ -3,7 +3,8 @@
     two slots, three requests of two prompt chunks (p) and decode steps (d); c: Close
 
     stage 0   A.p B.p A.p B.p A.d B.d A.d B.d … A.c C.p C.p …
-                              ▲ each request's next step goes out as soon as its token is back
+                              ▲ each request's next step goes out as soon as its token is back,
+                                or, `in_rounds`, all of them once nothing is on its way
 
 Requests beyond the slots wait, clients taking turns. A prompt goes in chunks, at most `window` of
 all requests' chunks at once, so that stages overlap and decode steps of others pass in between.
@@ -33,6 +34,8 @@ class Limits:
         chunk_tokens: prompt positions of one step at most; at least 3.
         window: prompt chunks on their way at once.
         max_waiting: requests that wait for a slot at most.
+        in_rounds: next tokens wait until nothing is on its way and go out together, with the
+            bubbles that this makes; else each leaves as soon as its own last one is back.
     """
 
     slots: int
@@ -40,6 +43,7 @@ class Limits:
     chunk_tokens: int = 512
     window: int = 1
     max_waiting: int = 64
+    in_rounds: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,6 +189,7 @@ class Schedule:
         self._running: dict[int, _Request] = {}
         self._waiting: dict[str, deque[_Request]] = {}
         self._prefilling: deque[_Request] = deque()
+        self._held: dict[int, int] = {}  # tokens back that wait for the round to end, by request
         self._failed: str | None = None
         self._draining: str | None = None
 
@@ -214,6 +219,12 @@ class Schedule:
 
     def handle(self, event: ScheduleEvent) -> list[ScheduleInstruction]:
         """Apply one event and say what to do, in order."""
+        instructions = self._apply(event)
+        if self._held and not self.in_flight():
+            instructions += self._next_round()
+        return instructions
+
+    def _apply(self, event: ScheduleEvent) -> list[ScheduleInstruction]:
         match event:
             case TokenBack():
                 return [*self._token_back(event)]
@@ -297,7 +308,9 @@ class Schedule:
             request.generated += 1
             is_full = back.position >= self.limits.context
             is_last = back.ends or is_full or request.generated >= request.ask.max_tokens
-            if not is_last:
+            if not is_last and self.limits.in_rounds:
+                self._held[back.request] = back.token
+            elif not is_last:
                 yield self._step(request, (back.token,), wants_token=True)
             yield Emit(back.request, back.token, request.generated - 1)
             if is_last:
@@ -307,6 +320,11 @@ class Schedule:
                 yield from self._admit()
                 return
         yield from self._prefill()
+
+    def _next_round(self) -> Iterator[ScheduleInstruction]:
+        held, self._held = self._held, {}
+        for request, token in held.items():
+            yield self._step(self._running[request], (token,), wants_token=True)
 
     def _cancel(self, number: int) -> Iterator[ScheduleInstruction]:
         request = self._take(number)
@@ -331,6 +349,7 @@ class Schedule:
         waiting = [request for queue in self._waiting.values() for request in queue]
         everyone = [*self._running.values(), *waiting]
         self._running.clear()
+        self._held.clear()
         self._waiting.clear()
         self._prefilling.clear()
         for request in everyone:
@@ -353,6 +372,7 @@ class Schedule:
         """Free the slot; steps on their way are dropped by the stages once they see the Close."""
         if self._running.pop(request.ask.request, None) is None:
             return
+        self._held.pop(request.ask.request, None)
         if request in self._prefilling:
             self._prefilling.remove(request)
         self._free.append(request.slot)

@@ -35,6 +35,9 @@ class Stage(Schema, frozen=True, kw_only=True):
         prefill_seconds: predicted compute of the whole prompt.
         hop_seconds: predicted time of one decode step's frame to the next stage, or of the token
             back to the source for the last one.
+        hop_busy_seconds: the part of it that the next frame has to wait for.
+        prefill_hop_seconds: predicted time of the whole prompt's hidden states to the next stage,
+            or of the first token back. Files from before these two were written lack them.
     """
 
     device: Name
@@ -44,6 +47,8 @@ class Stage(Schema, frozen=True, kw_only=True):
     decode_seconds: Seconds
     prefill_seconds: Seconds
     hop_seconds: Seconds
+    hop_busy_seconds: Seconds | None = None
+    prefill_hop_seconds: Seconds | None = None
     memory: MemoryUse
 
 

@@ -4,6 +4,8 @@
                                ◄─ planner
 
 The compiler, the planner and the runtime never import each other: they meet in files and messages.
+The simulator in `edgeshard/simulate` drives the runtime's schedule over the planner's costs; of the
+runtime it sees only that pure module and its values.
 """
 
 from __future__ import annotations
@@ -31,6 +33,8 @@ ALLOWED = {
         "zmq",
     },
 }
+SIMULATE_ONLY = {"matplotlib", "simpy"}
+SIMULATOR_SEES = {"edgeshard.runtime.schedule", "edgeshard.runtime.wire"}
 COMPILE_ONLY = {"accelerate", "gguf", "onnxscript", "optimum", "safetensors", "torch"}
 COMPILE_ONLY.add("transformers")
 COMPILE_ONLY.add("edgeshard.compiler")
@@ -43,6 +47,7 @@ def _sources() -> list[Path]:
     """Every source file, once: the links in `edgeshard` are not followed."""
     own = list((ROOT / "edgeshard").glob("*.py"))
     own += (ROOT / "edgeshard" / "cli").rglob("*.py")
+    own += (ROOT / "edgeshard" / "simulate").rglob("*.py")
     return sorted([*own, *(path for name in ALLOWED for path in (ROOT / name).rglob("*.py"))])
 
 
@@ -108,6 +113,24 @@ def test_only_the_compiler_needs_what_a_device_has_not() -> None:
     users = {_name(path) for path in _sources() if imported(path) & COMPILE_ONLY}
 
     assert {name for name in users if not name.startswith("compiler/")} <= MAY_COMPILE
+
+
+def test_only_the_simulator_needs_its_libraries() -> None:
+    users = {_name(path) for path in _sources() if imported(path) & SIMULATE_ONLY}
+
+    assert users
+    assert {name for name in users if not name.startswith("edgeshard/simulate/")} == set()
+
+
+def test_the_simulator_has_costs_and_the_schedule_and_no_clock() -> None:
+    allowed = {"edgeshard.planner", "edgeshard.schemas", "edgeshard.simulate", *SIMULATE_ONLY}
+    impure = {"datetime", "os", "socket", "subprocess", "threading", "time"}
+    for path in (ROOT / "edgeshard" / "simulate").rglob("*.py"):
+        names = imported(path)
+        assert names - FREE - allowed <= {"edgeshard.runtime"}, _name(path)
+        assert names & impure == set(), _name(path)
+        seen = {name for name in _modules(path) if name.startswith("edgeshard.runtime")}
+        assert seen <= SIMULATOR_SEES, _name(path)
 
 
 def test_protocol_cores_are_pure() -> None:

@@ -74,7 +74,7 @@ def test_the_readme_shows_every_command() -> None:
 @pytest.mark.parametrize("path", DOCS, ids=named)
 def test_a_command_that_is_named_in_passing_exists(path: Path) -> None:
     text = path.read_text("utf-8")
-    for name, option in re.findall(r"`esc ([a-z]+)(?: [^`]*?(--[a-z-]+))?[^`]*`", text):
+    for name, option in re.findall(r"`esc ([a-z-]+)(?: [^`]*?(--[a-z-]+))?[^`]*`", text):
         command = COMMANDS.commands.get(name)  # type: ignore[attr-defined]  # it is a group
         assert command is not None, name
         known = {word for parameter in command.params for word in parameter.opts}

@@ -25,7 +25,7 @@ def test_every_package_is_listed() -> None:
 
 def test_no_folder_within_a_package_is_left_out() -> None:
     """A nested package would need a line of its own."""
-    for folder in (*FOLDERS, "edgeshard/cli"):
+    for folder in (*FOLDERS, "edgeshard/cli", "edgeshard/simulate"):
         nested = [path.parent.name for path in (ROOT / folder).glob("*/**/*.py")]
         assert nested == [], folder
 
@@ -72,6 +72,15 @@ def test_what_a_device_needs_has_no_compiler_in_it() -> None:
         assert any(
             item.startswith(name) for item in PROJECT["project"]["optional-dependencies"]["compile"]
         )
+
+
+def test_what_a_device_needs_has_no_simulator_in_it() -> None:
+    needed = " ".join(PROJECT["project"]["dependencies"])
+    extra = " ".join(PROJECT["project"]["optional-dependencies"]["simulate"])
+
+    for name in ("matplotlib", "simpy"):
+        assert name not in needed
+        assert name in extra
 
 
 def _git(*arguments: str) -> list[str]:

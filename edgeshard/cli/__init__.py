@@ -20,6 +20,7 @@ from edgeshard.cli.generate import generate
 from edgeshard.cli.keys import keys
 from edgeshard.cli.plan import plan
 from edgeshard.cli.profile import profile
+from edgeshard.cli.simulate import simulate
 from edgeshard.cli.status import status
 from edgeshard.cli.stop import stop
 from edgeshard.cli.verify import verify
@@ -36,6 +37,7 @@ app.command()(keys)
 app.command()(agent)
 app.command()(profile)
 app.command()(plan)
+app.command()(simulate)
 app.command()(deploy)
 app.command()(generate)
 app.command()(status)

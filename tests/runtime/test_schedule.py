@@ -30,10 +30,20 @@ settings.register_profile("runtime", derandomize=True, deadline=None, max_exampl
 
 
 def schedule(
-    slots: int = 1, context: int = 32, chunk: int = 4, window: int = 2, waiting: int = 4
+    slots: int = 1,
+    context: int = 32,
+    chunk: int = 4,
+    window: int = 2,
+    waiting: int = 4,
+    in_rounds: bool = False,
 ) -> Schedule:
     limits = Limits(
-        slots=slots, context=context, chunk_tokens=chunk, window=window, max_waiting=waiting
+        slots=slots,
+        context=context,
+        chunk_tokens=chunk,
+        window=window,
+        max_waiting=waiting,
+        in_rounds=in_rounds,
     )
     return Schedule(limits)
 
@@ -107,6 +117,36 @@ def test_two_requests_share_the_chain_each_at_its_own_pace() -> None:
     assert drawn(chain.handle(TokenBack(1, 3, 50))) == "1@3+1! E1.0"
     assert drawn(chain.handle(TokenBack(1, 4, 51))) == "1@4+1! E1.1"
     assert drawn(chain.handle(TokenBack(2, 3, 60))) == "2@3+1! E2.0"
+
+
+def test_in_rounds_all_next_tokens_leave_together() -> None:
+    chain = schedule(slots=2, in_rounds=True)
+    chain.handle(submit(1))
+    chain.handle(submit(2))
+    assert drawn(chain.handle(TokenBack(1, 3, 50))) == "E1.0"
+    assert drawn(chain.handle(TokenBack(2, 3, 60))) == "E2.0 1@3+1! 2@3+1!"
+    assert drawn(chain.handle(TokenBack(2, 4, 61))) == "E2.1"
+    assert drawn(chain.handle(TokenBack(1, 4, 51))) == "E1.1 2@4+1! 1@4+1!"
+
+
+@pytest.mark.parametrize("end", [Cancel(2), RequestFailed(2, "kernel"), TokenBack(2, 3, 9, True)])
+def test_a_round_does_not_wait_for_a_request_that_is_over(
+    end: Cancel | RequestFailed | TokenBack,
+) -> None:
+    chain = schedule(slots=2, in_rounds=True)
+    chain.handle(submit(1))
+    chain.handle(submit(2))
+    chain.handle(TokenBack(1, 3, 50))
+    assert drawn(chain.handle(end)).endswith("1@3+1!")
+
+
+def test_a_round_forgets_the_token_of_a_request_that_is_over() -> None:
+    chain = schedule(slots=2, in_rounds=True)
+    chain.handle(submit(1))
+    chain.handle(submit(2))
+    chain.handle(TokenBack(1, 3, 50))
+    assert drawn(chain.handle(Cancel(1))) == "C1 cancelled1"
+    assert drawn(chain.handle(TokenBack(2, 3, 60))) == "E2.0 2@3+1!"
 
 
 def test_long_prompts_take_turns_and_leave_room_for_others() -> None:
@@ -214,7 +254,7 @@ def test_no_chunk_has_one_token_unless_the_prompt_has(num_prompt: int, chunk: in
 @settings(settings.get_profile("runtime"))
 @given(st.data())
 def test_every_request_ends_once_and_slots_are_never_shared(data: st.DataObject) -> None:
-    chain = schedule(slots=2, context=20, waiting=3)
+    chain = schedule(slots=2, context=20, waiting=3, in_rounds=data.draw(st.booleans()))
     pipe: list[SendStep] = []
     holder: dict[int, int] = {}
     ends: dict[int, int] = {}
