@@ -12,8 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import msgspec
 import onnx
 
+from edgeshard.artifacts.engine import engine_options
 from edgeshard.artifacts.store import Store
 from edgeshard.errors import InputError
 from edgeshard.schemas.common import Blob
@@ -24,7 +26,7 @@ from edgeshard.schemas.shard import ShardManifest
 def fuse(
     store: Store, model: ModelManifest, model_blob: Blob, start: int, stop: int
 ) -> tuple[ShardManifest, Blob]:
-    """Make the shard of units `[start, stop)` in the store.
+    """Make the shard of units `[start, stop)` of the model's first target in the store.
 
     Returns:
         The shard's manifest and its blob.
@@ -39,7 +41,7 @@ def fuse(
     graphs = [onnx.load_model_from_string(store.read(unit.graph)) for unit in units]
     fused = concatenate(graphs)
     weights = {blob.digest: blob for unit in units for blob in unit.weights}
-    shard = ShardManifest(
+    made = ShardManifest(
         model=model_blob.digest,
         target=model.target,
         precision=model.precision,
@@ -52,7 +54,11 @@ def fuse(
         vocab_size=model.vocab_size,
         max_context=model.max_context,
         kv=model.kv,
+        opset=model.opset,
+        min_runtime=model.min_runtime,
+        activations=model.activations,
     )
+    shard = msgspec.structs.replace(made, provider_options=engine_options(made))
     return shard, store.put_shard(shard)
 
 

@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
@@ -19,7 +20,13 @@ from edgeshard.errors import ArtifactError
 from edgeshard.schemas.common import Blob
 
 ALIGNMENT = 64
-_NAMES = {np.dtype(np.float32): "F32", np.dtype(np.uint8): "U8"}
+_NAMES = {
+    np.dtype(np.float32): "F32",
+    np.dtype(np.float16): "F16",
+    np.dtype(ml_dtypes.bfloat16): "BF16",
+    np.dtype(np.uint8): "U8",
+    np.dtype(np.int8): "I8",
+}
 
 Layout = Mapping[str, tuple[type[np.generic], tuple[int, ...]]]
 
@@ -54,7 +61,7 @@ def write_blob(
             if (name, (value.dtype.type, value.shape)) != next(expected, None):
                 raise ArtifactError(f"tensor {name} {value.dtype}{value.shape} breaks the layout")
             extents[name] = (writer.size_bytes, value.nbytes)
-            writer.write(np.ascontiguousarray(value).data.cast("B"))
+            writer.write(np.ascontiguousarray(value).view(np.uint8).data.cast("B"))
         if next(expected, None) is not None:
             raise ArtifactError("fewer tensors than the layout says")
         blob = writer.finish()

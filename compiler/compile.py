@@ -2,17 +2,19 @@
 
     open → trace one block → choose encodings → write each unit's weights, then its graph → manifest
 
-The manifest is published last: what an interrupted compile leaves behind is unnamed blobs.
+The manifest is published last: what an interrupted compile leaves behind is unnamed blobs. For
+several targets all of it but the reading is done for each, over the same blobs where their weights
+lie the same way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import numpy as np
-from numpy.typing import NDArray
 from optimum.utils import NormalizedConfigManager
 
 from edgeshard.artifacts.skip_norm import SkipNormPass
@@ -20,33 +22,31 @@ from edgeshard.artifacts.store import Store
 from edgeshard.compiler.assets import rotary_tables, write_text_assets
 from edgeshard.compiler.blob import WrittenBlob, write_blob
 from edgeshard.compiler.checkpoint import Checkpoint, open_checkpoint
-from edgeshard.compiler.encoding import (
-    FLOAT,
-    STORED,
-    Array,
-    Encoding,
-    block_encoding,
-    import_gguf,
-    quantise,
-)
+from edgeshard.compiler.choice import choose_encoding
+from edgeshard.compiler.encoding import STORED, Encoding
 from edgeshard.compiler.graph import Extent, GraphBuilder
 from edgeshard.compiler.lower_ort import OrtLowering
 from edgeshard.compiler.lower_portable import PortableLowering
+from edgeshard.compiler.lower_tensorrt import MAX_STEP, TensorrtLowering
 from edgeshard.compiler.lowering import (
+    FLOATS,
     Lowering,
     Shape,
-    joined_name,
     linear_groups,
-    precision_bits,
+    precision_activations,
 )
 from edgeshard.compiler.semantic import fold_scale, pack_attention
 from edgeshard.compiler.trace import trace_block
+from edgeshard.compiler.unit_blob import UnitWriter, Written
 from edgeshard.errors import InputError
-from edgeshard.schemas.common import Blob, Precision, Target, UnitKind
-from edgeshard.schemas.model import KvSpec, ModelManifest, Source, Unit
+from edgeshard.schemas.common import Blob, FloatType, Precision, Target, UnitKind
+from edgeshard.schemas.model import KvSpec, ModelManifest, Source, Unit, Variant
 
-LOWERINGS: dict[Target, type[Lowering]] = {"ort": OrtLowering, "portable": PortableLowering}
-QUANTISED_AS_BYTES = "Q"  # GGUF's block types all start so; those we cannot import become int8
+LOWERINGS: dict[Target, type[Lowering]] = {
+    "ort": OrtLowering,
+    "portable": PortableLowering,
+    "tensorrt": TensorrtLowering,
+}
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,10 @@ def compile_model(
     *,
     name: str | None = None,
     precision: Precision | None = None,
+    activations: FloatType | None = None,
     target: Target = "ort",
+    variants: Sequence[Target] = (),
+    context: int = 2048,
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> Compiled:
     """Compile a checkpoint into units in a store.
@@ -81,9 +84,13 @@ def compile_model(
     Args:
         path: a Hugging Face folder or a .gguf file.
         store: where blobs and manifest go.
-        name: of the model in the store; None: from the path, precision and target.
+        name: of the model in the store; None: from the path, precision and targets.
         precision: None: as stored for a quantised GGUF, else fp32.
+        activations: type of what flows within a unit and of keys and values; None: float32, with
+            fp16 and bf16 the type of the weights.
         target: whose operators to use.
+        variants: further targets; each gives graphs of its own over the same weights.
+        context: positions of the cache for targets that fix them in the graph.
         on_progress: told at every unit.
 
     Raises:
@@ -92,7 +99,20 @@ def compile_model(
     """
     on_progress(Progress("reading the checkpoint", 0, 1))
     checkpoint = open_checkpoint(path)
-    return _Compilation(checkpoint, store, precision, target, on_progress).run(name)
+    targets = tuple(dict.fromkeys((target, *variants)))
+    written: Written = {}
+    found: list[_Compilation] = [
+        _Compilation(checkpoint, store, precision, activations, one, context, written, on_progress)
+        for one in targets
+    ]
+    first, *others = [compilation.run(name, targets) for compilation in found]
+    manifest = msgspec.structs.replace(first, variants=tuple(_variant(other) for other in others))
+    notices = dict.fromkeys(notice for compilation in found for notice in compilation.notices)
+    return Compiled(manifest, store.put_model(manifest), tuple(notices))
+
+
+def _variant(manifest: ModelManifest) -> Variant:
+    return Variant(**{name: getattr(manifest, name) for name in Variant.__struct_fields__})
 
 
 class _Compilation:
@@ -101,7 +121,10 @@ class _Compilation:
         checkpoint: Checkpoint,
         store: Store,
         precision: Precision | None,
+        activations: FloatType | None,
         target: Target,
+        context: int,
+        written: Written,
         on_progress: Callable[[Progress], None],
     ) -> None:
         self.checkpoint = checkpoint
@@ -121,21 +144,42 @@ class _Compilation:
             num_kv_heads=int(sizes.num_key_value_heads),
             head_dim=int(getattr(self.config, "head_dim", None) or sizes.hidden_size // heads),
             max_context=int(self.config.max_position_embeddings),
+            static_context=min(context, int(self.config.max_position_embeddings)),
         )
         quantised = any(checkpoint.stored_type(weight) in STORED for weight in checkpoint.names())
         self.precision: Precision = precision or ("stored" if quantised else "fp32")
+        self.activations = activations or precision_activations(self.precision)
+        self._check_target()
+        self.writer = UnitWriter(checkpoint, store, self.activations, written)
         self.tied = "lm_head.weight" not in checkpoint.names()
         self.notices: list[str] = []
         self.total = 0
-        self.done = 0
         self.structures: dict[tuple[object, ...], str] = {}
 
-    def run(self, name: str | None) -> Compiled:
+    def _check_target(self) -> None:
+        lowering = LOWERINGS[self.target]
+        for what, value, known in (
+            ("precision", self.precision, lowering.precisions),
+            ("activations", self.activations, lowering.activations),
+        ):
+            if value not in known:
+                raise InputError(
+                    f"the {self.target} target has no {what} {value}; it has {', '.join(known)}"
+                )
+        weights: FloatType = precision_activations(self.precision)
+        if weights not in ("float32", self.activations):
+            raise InputError(
+                f"precision {self.precision} computes in {weights}, not in {self.activations}; "
+                "leave --activations out"
+            )
+
+    def run(self, name: str | None, targets: tuple[Target, ...]) -> ModelManifest:
         self.report(Progress("tracing the block", 0, 1))
         self.block_nodes, self.rotary_factor = fold_scale(pack_attention(trace_block(self.config)))
         matrices = self._check_names()
         self.encodings = {weight: self._choose(weight) for weight in matrices}
-        self.lowering = LOWERINGS[self.target](self.shape, self.encodings)
+        self.lowering = LOWERINGS[self.target](self.shape, self.encodings, self.activations)
+        self.writer.encodings = self.encodings
         self.total = sum(
             int(np.prod(self.checkpoint.shape(weight))) for weight in self.checkpoint.names()
         )
@@ -145,8 +189,9 @@ class _Compilation:
         units.append(self._head())
         self.report(Progress("tokenizer", self.total, self.total))
         text = write_text_assets(self.store, self.checkpoint)
-        manifest = ModelManifest(
-            name=name or self._default_name(),
+        is_static = self.lowering.kv_layout == "copy"
+        return ModelManifest(
+            name=name or self._default_name(targets),
             architecture=str(self.config.model_type),
             target=self.target,
             precision=self.precision,
@@ -159,6 +204,9 @@ class _Compilation:
                 layout=self.lowering.kv_layout,
                 num_kv_heads=self.shape.num_kv_heads,
                 head_dim=self.shape.head_dim,
+                dtype=self.activations,
+                context=self.shape.static_context if is_static else None,
+                max_step=min(MAX_STEP, self.shape.static_context) if is_static else None,
             ),
             units=tuple(units),
             tokenizer=text.tokenizer,
@@ -166,13 +214,17 @@ class _Compilation:
             special_tokens=text.special_tokens,
             eos_token_ids=text.eos_token_ids,
             source=Source(kind=self.checkpoint.kind, digest=self.checkpoint.digest()),
+            min_runtime=self.lowering.min_runtime,
+            activations=self.activations,
         )
-        return Compiled(manifest, self.store.put_model(manifest), tuple(self.notices))
 
-    def _default_name(self) -> str:
+    def _default_name(self, targets: tuple[Target, ...]) -> str:
         stem = self.checkpoint.path.name.removesuffix(".gguf")
         plain = "".join(c if c.isalnum() or c in "._-" else "-" for c in stem).lstrip("._-")
-        suffix = f"-{self.precision}" + ("" if self.target == "ort" else f"-{self.target}")
+        parts = ["", self.precision]
+        if self.activations != precision_activations(self.precision):
+            parts.append(self.activations)
+        suffix = "-".join((*parts, *(targets if targets != ("ort",) else ())))
         return f"{(plain or 'model')[: 64 - len(suffix)]}{suffix}"
 
     def _check_names(self) -> list[str]:
@@ -217,28 +269,14 @@ class _Compilation:
         return [weight for weight, shape in expected.items() if len(shape) == 2]
 
     def _choose(self, weight: str) -> Encoding:
-        """The encoding of a matrix: as stored where the bits agree, else converted."""
-        stored = self.checkpoint.stored_type(weight)
-        columns = self.checkpoint.shape(weight)[1]
-        encoding = STORED.get(stored)
-        if self.precision == "fp32":
-            return FLOAT
-        if self.precision == "stored":
-            if encoding is not None:
-                return encoding
-            if not stored.startswith(QUANTISED_AS_BYTES):
-                return FLOAT
-            self._notice(f"{stored} tensors are converted to int8")
-            return block_encoding(8, columns)
-        bits = precision_bits(self.precision)
-        if encoding is not None and encoding.bits == bits and encoding.kind == "blocks":
-            return encoding
-        if stored.startswith(QUANTISED_AS_BYTES):
-            self._notice(f"{stored} tensors are requantised to {self.precision}")
-        chosen = block_encoding(bits, columns)
-        if chosen == FLOAT:
-            self._notice(f"rows of {columns} are no multiple of 16 and stay fp32")
-        return chosen
+        return choose_encoding(
+            weight,
+            self.checkpoint.stored_type(weight),
+            self.checkpoint.shape(weight)[1],
+            self.precision,
+            self.target,
+            self._notice,
+        )
 
     def _notice(self, text: str) -> None:
         if text not in self.notices:
@@ -248,8 +286,10 @@ class _Compilation:
 
     def _shared_blobs(self) -> dict[str, WrittenBlob]:
         """Blobs that several units point into: rotary tables, and zero points where needed."""
-        rope = rotary_tables(self.config, self.rotary_factor)
-        layout = {name: (np.float32, table.shape) for name, table in rope.items()}
+        kind = FLOATS[self.activations][1]
+        tables = rotary_tables(self.config, self.rotary_factor)
+        rope = {name: table.astype(kind) for name, table in tables.items()}
+        layout = {name: (kind, table.shape) for name, table in rope.items()}
         shared = {"rope": write_blob(self.store, layout, rope.items())}
         if self.target == "portable":
             for bits in sorted({e.bits for e in self.encodings.values() if e.kind != "float"}):
@@ -280,7 +320,7 @@ class _Compilation:
     def _embedding(self) -> Unit:
         self._progress("embedding")
         groups = [(("embed_tokens.weight",), "")]
-        self.shared["embedding"] = self._write("embedding", groups, [])
+        self.shared["embedding"] = self.writer.write("embedding", groups, [])
         graph = self.lowering.embedding()
         return self._unit("embedding", graph, ["embed_tokens.weight"], "embedding")
 
@@ -297,7 +337,7 @@ class _Compilation:
                 vectors += [node.names("biases")] if node.names("biases") else []
             elif node.operator == "RMSNorm":
                 vectors.append((f"{node.text('weight')}.weight",))
-        self.shared[place] = self._write(place, groups, vectors, prefix)
+        self.shared[place] = self.writer.write(place, groups, vectors, prefix)
         lower = self.lowering.block
         nodes = self.block_nodes
         graph = lower(nodes, place, prefix, f"hidden.{index + 1}", f"hidden.{index + 2}")
@@ -313,7 +353,7 @@ class _Compilation:
         self._progress("head")
         epsilon = float(self.config.rms_norm_eps)
         groups = [] if self.tied else [(("lm_head.weight",), "")]
-        self.shared["head"] = self._write("head", groups, [("norm.weight",)])
+        self.shared["head"] = self.writer.write("head", groups, [("norm.weight",)])
         last = f"hidden.{self.num_blocks + 1}"
         graph = self.lowering.head(epsilon, "head", last, self.tied)
         structure = self.lowering.head(epsilon, "head", "hidden.in", self.tied).structure()
@@ -321,58 +361,7 @@ class _Compilation:
         return self._unit("head", graph, weights, "head", structure)
 
     def _progress(self, step: str) -> None:
-        self.report(Progress(step, self.done, self.total))
-
-    def _write(
-        self,
-        place: str,
-        groups: Sequence[tuple[tuple[str, ...], str]],
-        vectors: Sequence[tuple[str, ...]],
-        prefix: str = "",
-    ) -> WrittenBlob:
-        """Stream a unit's matrices, then its vectors, into its blob."""
-        layout: dict[str, tuple[type[np.generic], tuple[int, ...]]] = {}
-        for names, before in groups:
-            rows = sum(self.checkpoint.shape(before + name)[0] for name in names)
-            columns = self.checkpoint.shape(before + names[0])[1]
-            parts = self.encodings[before + names[0]].parts(rows, columns)
-            layout |= {f"{joined_name(names)}.{part}": kind for part, kind in parts.items()}
-        for names in vectors:
-            size = sum(self.checkpoint.shape(prefix + name)[0] for name in names)
-            layout[joined_name(names)] = (np.float32, (size,))
-
-        def tensors() -> Iterator[tuple[str, NDArray[np.generic]]]:
-            for names, before in groups:
-                encoding = self.encodings[before + names[0]]
-                pieces = [self._encode(before + name, encoding) for name in names]
-                for part in pieces[0]:
-                    axis = 1 if part == "offsets" else 0
-                    values = [piece[part] for piece in pieces]
-                    joined = values[0] if len(values) == 1 else np.concatenate(values, axis)
-                    yield f"{joined_name(names)}.{part}", joined
-            for names in vectors:
-                floats = [self.checkpoint.floats(prefix + name) for name in names]
-                for name, value in zip(names, floats, strict=True):
-                    self._check_finite(prefix + name, value)
-                self.done += sum(value.size for value in floats)
-                yield joined_name(names), np.concatenate(floats)
-
-        return write_blob(self.store, layout, tensors())
-
-    def _encode(self, weight: str, encoding: Encoding) -> dict[str, Array]:
-        stored = self.checkpoint.stored_type(weight)
-        self.done += int(np.prod(self.checkpoint.shape(weight)))
-        if STORED.get(stored) == encoding:
-            parts = import_gguf(self.checkpoint.gguf_blocks(weight), stored)
-            self._check_finite(weight, *(parts[name] for name in parts if name != "codes"))
-            return parts
-        values = self.checkpoint.floats(weight)
-        self._check_finite(weight, values)
-        return quantise(values, encoding)
-
-    def _check_finite(self, weight: str, *values: Array) -> None:
-        if not all(np.isfinite(array).all() for array in values):
-            raise InputError(f"tensor {weight} of {self.checkpoint.path} holds NaN or infinity")
+        self.report(Progress(step, self.writer.done, self.total))
 
     def _unit(
         self,

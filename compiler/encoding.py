@@ -5,11 +5,13 @@
                    scales   f32 [N, K/block]        w = scale · (code − 2^(bits−1))
     offset_blocks  the same, and
                    offsets  f32 [K/block, N]        w = scale · (code − 8) + offset
+    rows           codes    i8  [N, K]              w = scale · code
+                   scales   f32 [N]
 
 N rows (outputs), K columns (inputs). GGUF's Q4_0 and Q8_0 are `blocks` of 32, and Q4_1, whose
 blocks have a minimum m, is `offset_blocks` with offset = m + 8 · scale: the symmetric kernel stays
 fast and the rest is a small float product over block sums of the input. All three are imported bit
-for bit.
+for bit. Where a model computes in 16 bits, what is f32 here lies in the blob in that type.
 """
 
 from __future__ import annotations
@@ -29,16 +31,18 @@ GGUF_BLOCK = 32
 class Encoding:
     """A way to store a matrix; `bits` and `block` are 32 and 1 for floats."""
 
-    kind: Literal["float", "blocks", "offset_blocks"]
+    kind: Literal["float", "blocks", "offset_blocks", "rows"]
     bits: int = 32
     block: int = 1
 
-    def parts(self, rows: int, columns: int) -> dict[str, tuple[type[np.generic], tuple[int, int]]]:
+    def parts(self, rows: int, columns: int) -> dict[str, tuple[type[np.generic], tuple[int, ...]]]:
         """Type and shape of every part of a `[rows, columns]` matrix, in the order of a blob."""
         if self.kind == "float":
             return {"weight": (np.float32, (rows, columns))}
+        if self.kind == "rows":
+            return {"scales": (np.float32, (rows,)), "codes": (np.int8, (rows, columns))}
         num_blocks = columns // self.block
-        parts: dict[str, tuple[type[np.generic], tuple[int, int]]] = {
+        parts: dict[str, tuple[type[np.generic], tuple[int, ...]]] = {
             "scales": (np.float32, (rows, num_blocks)),
             "codes": (np.uint8, (rows, columns * self.bits // 8)),
         }
@@ -48,6 +52,7 @@ class Encoding:
 
 
 FLOAT = Encoding("float")
+ROWS = Encoding("rows", 8)
 STORED: dict[str, Encoding] = {
     "Q4_0": Encoding("blocks", 4, GGUF_BLOCK),
     "Q4_1": Encoding("offset_blocks", 4, GGUF_BLOCK),
@@ -70,6 +75,8 @@ def quantise(weight: Floats, encoding: Encoding) -> dict[str, Array]:
     """Encode a float matrix symmetrically, each block scaled by its value of largest magnitude."""
     if encoding.kind == "float":
         return {"weight": np.ascontiguousarray(weight, np.float32)}
+    if encoding.kind == "rows":
+        return _quantise_rows(weight)
     rows, columns = weight.shape
     blocks = weight.reshape(rows, columns // encoding.block, encoding.block)
     zero = 2 ** (encoding.bits - 1)
@@ -83,6 +90,14 @@ def quantise(weight: Floats, encoding: Encoding) -> dict[str, Array]:
         "scales": scales[:, :, 0],
         "codes": _pack(codes.reshape(rows, columns), encoding.bits),
     }
+
+
+def _quantise_rows(weight: Floats) -> dict[str, Array]:
+    """Codes from -127 to 127: TensorRT's range for weights."""
+    scales = (np.abs(weight).max(axis=1) / 127).astype(np.float32)
+    inverse = np.divide(1.0, scales, out=np.zeros_like(scales), where=scales != 0)
+    codes = np.clip(np.rint(weight * inverse[:, None]), -127, 127)
+    return {"scales": scales, "codes": codes.astype(np.int8)}
 
 
 def import_gguf(raw: NDArray[np.uint8], stored_type: str) -> dict[str, Array]:
@@ -108,6 +123,8 @@ def decode(parts: dict[str, Array], encoding: Encoding) -> Floats:
     """Reproduce the float matrix `[N, K]` from its parts."""
     if encoding.kind == "float":
         return np.asarray(parts["weight"], np.float32)
+    if encoding.kind == "rows":
+        return parts["codes"].astype(np.float32) * parts["scales"].astype(np.float32)[:, None]
     codes = np.asarray(parts["codes"], np.uint8)
     if encoding.bits == 4:
         codes = np.stack((codes & 0x0F, codes >> 4), axis=-1).reshape(codes.shape[0], -1)

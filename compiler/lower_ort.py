@@ -10,6 +10,8 @@ The operators' definitions: onnxruntime, docs/ContribOperators.md.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from onnx import TensorProto
 
 from edgeshard.compiler.encoding import Encoding
@@ -26,9 +28,12 @@ class OrtLowering(Lowering):
     """Lowers to com.microsoft operators."""
 
     target = "ort"
+    precisions = ("fp32", "fp16", "bf16", "int8", "int4", "stored")
+    activations = ("float32", "float16", "bfloat16")
     kv_layout = "static"
     float_opset = 17
     block_opset = 17
+    min_runtimes: Mapping[int, str] = {17: "1.23"}
 
     def norm(self, graph: GraphBuilder, x: str, weight: str, epsilon: float) -> str:
         """See `Lowering.norm`."""
@@ -42,12 +47,12 @@ class OrtLowering(Lowering):
         """See `Lowering.product`."""
         at = weight.split(":")[1]
         if encoding.kind == "float":
-            matrix = graph.weight(f"{weight}.weight", TensorProto.FLOAT, (rows, columns))
+            matrix = graph.weight(f"{weight}.weight", self.float_type, (rows, columns))
             return graph.op("FusedMatMul", [x, matrix], domain=MICROSOFT, at=at, transB=1)
         blocks = columns // encoding.block
         stride = encoding.block * encoding.bits // 8
         codes = graph.weight(f"{weight}.codes", TensorProto.UINT8, (rows, blocks, stride))
-        scales = graph.weight(f"{weight}.scales", TensorProto.FLOAT, (rows, blocks))
+        scales = graph.weight(f"{weight}.scales", self.float_type, (rows, blocks))
         y = graph.op(
             "MatMulNBits",
             [x, codes, scales],
@@ -61,7 +66,7 @@ class OrtLowering(Lowering):
         )
         if encoding.kind == "blocks":
             return y
-        offsets = graph.weight(f"{weight}.offsets", TensorProto.FLOAT, (blocks, rows))
+        offsets = graph.weight(f"{weight}.offsets", self.float_type, (blocks, rows))
         sums = self._block_sums(graph, x, blocks, encoding.block)
         return graph.op("Add", [y, graph.op("MatMul", [sums, offsets], at=at)], at=at)
 
@@ -78,12 +83,12 @@ class OrtLowering(Lowering):
         """See `Lowering.gather`."""
         rows, columns = self.shape.vocab_size, self.shape.hidden_size
         if encoding.kind == "float":
-            matrix = graph.weight(f"{weight}.weight", TensorProto.FLOAT, (rows, columns))
+            matrix = graph.weight(f"{weight}.weight", self.float_type, (rows, columns))
             return graph.op("Gather", [matrix, tokens])
         blocks = columns // encoding.block
         width = columns * encoding.bits // 8
         codes = graph.weight(f"{weight}.codes", TensorProto.UINT8, (rows, width))
-        scales = graph.weight(f"{weight}.scales", TensorProto.FLOAT, (rows, blocks))
+        scales = graph.weight(f"{weight}.scales", self.float_type, (rows, blocks))
         y = graph.op(
             "GatherBlockQuantized",
             [codes, tokens, scales],
@@ -95,7 +100,7 @@ class OrtLowering(Lowering):
         )
         if encoding.kind == "blocks":
             return y
-        offsets = graph.weight(f"{weight}.offsets", TensorProto.FLOAT, (blocks, rows))
+        offsets = graph.weight(f"{weight}.offsets", self.float_type, (blocks, rows))
         picked = graph.op("Gather", [offsets, tokens], axis=1)  # [blocks, B, S]
         picked = graph.op("Transpose", [picked], perm=[1, 2, 0])
         picked = graph.op("Unsqueeze", [picked, graph.integers(-1)])
@@ -120,15 +125,14 @@ class OrtLowering(Lowering):
         cache = ("B", num_kv_heads, "C", head_dim)
         place = graph.place
         past = [
-            graph.input(f"{place}.past_{part}", TensorProto.FLOAT, cache)
-            for part in ("key", "value")
+            graph.input(f"{place}.past_{part}", self.float_type, cache) for part in ("key", "value")
         ]
         present = [
-            graph.output(f"{place}.present_{part}", TensorProto.FLOAT, cache)
+            graph.output(f"{place}.present_{part}", self.float_type, cache)
             for part in ("key", "value")
         ]
         cos, sin = (
-            graph.weight(f"rope:{name}", TensorProto.FLOAT, tables(self.shape))
+            graph.weight(f"rope:{name}", self.float_type, tables(self.shape))
             for name in ("cos", "sin")
         )
         lengths = ["seqlens_k", "total_sequence_length"]

@@ -7,6 +7,9 @@ Axes: B batch, S new positions, T all positions, H query heads, G queries per KV
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Literal
+
 import numpy as np
 from onnx import TensorProto
 
@@ -14,26 +17,37 @@ from edgeshard.compiler.encoding import Encoding
 from edgeshard.compiler.graph import GraphBuilder
 from edgeshard.compiler.lowering import Lowering, tables
 from edgeshard.compiler.semantic import Node
+from edgeshard.schemas.common import Precision, Target
+
+LOWEST = {
+    TensorProto.FLOAT: np.finfo(np.float32).min,
+    TensorProto.FLOAT16: np.finfo(np.float16).min,
+}
 
 
 class PortableLowering(Lowering):
     """Lowers to operators of the standard domain."""
 
-    target = "portable"
-    kv_layout = "append"
+    target: Target = "portable"
+    precisions: tuple[Precision, ...] = ("fp32", "fp16", "int8", "int4", "stored")
+    activations = ("float32", "float16")
+    kv_layout: Literal["static", "append", "copy"] = "append"
     float_opset = 17
     block_opset = 21
+    min_runtimes: Mapping[int, str] = {17: "1.12", 21: "1.18"}
 
     def norm(self, graph: GraphBuilder, x: str, weight: str, epsilon: float) -> str:
-        """See `Lowering.norm`."""
-        square = graph.op("Mul", [x, x])
+        """See `Lowering.norm`; in float32, since squares leave the range of float16."""
+        wide = self.widen(graph, x)
+        square = graph.op("Mul", [wide, wide])
         if self.opset < 18:
             mean = graph.op("ReduceMean", [square], axes=[-1], keepdims=1)
         else:
             mean = graph.op("ReduceMean", [square, graph.integers(-1)], keepdims=1)
         small = graph.constant(np.float32(epsilon).reshape(1))
         root = graph.op("Sqrt", [graph.op("Add", [mean, small])])
-        return graph.op("Mul", [graph.op("Div", [x, root]), weight])
+        scaled = self.narrow(graph, graph.op("Div", [wide, root]))
+        return graph.op("Mul", [scaled, weight])
 
     def product(
         self, graph: GraphBuilder, x: str, weight: str, encoding: Encoding, rows: int, columns: int
@@ -49,19 +63,19 @@ class PortableLowering(Lowering):
     ) -> str:
         """The float matrix `[rows, columns]`, dequantised in the graph."""
         if encoding.kind == "float":
-            return graph.weight(f"{weight}.weight", TensorProto.FLOAT, (rows, columns))
+            return graph.weight(f"{weight}.weight", self.float_type, (rows, columns))
         at = weight.split(":")[1]
         kind = TensorProto.UINT4 if encoding.bits == 4 else TensorProto.UINT8
         blocks = columns // encoding.block
         codes = graph.weight(f"{weight}.codes", kind, (rows, columns))
-        scales = graph.weight(f"{weight}.scales", TensorProto.FLOAT, (rows, blocks))
+        scales = graph.weight(f"{weight}.scales", self.float_type, (rows, blocks))
         zeros = graph.weight(f"zeros{encoding.bits}:zeros", kind, (rows, blocks))
         matrix = graph.op(
             "DequantizeLinear", [codes, scales, zeros], at=at, axis=1, block_size=encoding.block
         )
         if encoding.kind == "blocks":
             return matrix
-        offsets = graph.weight(f"{weight}.offsets", TensorProto.FLOAT, (blocks, rows))
+        offsets = graph.weight(f"{weight}.offsets", self.float_type, (blocks, rows))
         offsets = graph.op("Transpose", [offsets], at=at, perm=[1, 0])
         offsets = graph.op("Unsqueeze", [offsets, graph.integers(-1)], at=at)
         split = graph.op("Reshape", [matrix, graph.integers(rows, blocks, encoding.block)], at=at)
@@ -72,23 +86,23 @@ class PortableLowering(Lowering):
         """See `Lowering.gather`; picks rows of codes first, so as to dequantise no whole table."""
         rows, columns = self.shape.vocab_size, self.shape.hidden_size
         if encoding.kind == "float":
-            matrix = graph.weight(f"{weight}.weight", TensorProto.FLOAT, (rows, columns))
+            matrix = graph.weight(f"{weight}.weight", self.float_type, (rows, columns))
             return graph.op("Gather", [matrix, tokens])
         blocks, width = columns // encoding.block, columns * encoding.bits // 8
         codes = graph.weight(f"{weight}.codes", TensorProto.UINT8, (rows, width))
         codes = graph.op("Gather", [codes, tokens])
-        values = graph.op("Cast", [codes], to=TensorProto.FLOAT)
+        values = graph.op("Cast", [codes], to=self.float_type)
         if encoding.bits == 4:
             values = self._unpack(graph, values)
-        zero = graph.constant(np.full(1, 2 ** (encoding.bits - 1), np.float32))
+        zero = graph.constant(np.full(1, 2 ** (encoding.bits - 1), self.float_dtype))
         values = graph.op("Sub", [values, zero])
         split = graph.op("Reshape", [values, graph.integers(0, 0, blocks, encoding.block)])
-        scales = graph.weight(f"{weight}.scales", TensorProto.FLOAT, (rows, blocks))
+        scales = graph.weight(f"{weight}.scales", self.float_type, (rows, blocks))
         scales = graph.op("Gather", [scales, tokens])
         last = graph.integers(-1)
         result = graph.op("Mul", [split, graph.op("Unsqueeze", [scales, last])])
         if encoding.kind == "offset_blocks":
-            offsets = graph.weight(f"{weight}.offsets", TensorProto.FLOAT, (blocks, rows))
+            offsets = graph.weight(f"{weight}.offsets", self.float_type, (blocks, rows))
             picked = graph.op("Gather", [offsets, tokens], axis=1)
             picked = graph.op("Transpose", [picked], perm=[1, 2, 0])
             result = graph.op("Add", [result, graph.op("Unsqueeze", [picked, last])])
@@ -96,7 +110,7 @@ class PortableLowering(Lowering):
 
     def _unpack(self, graph: GraphBuilder, values: str) -> str:
         """Split bytes, as floats, into their low and high nibbles, side by side."""
-        sixteen = graph.constant(np.full(1, 16, np.float32))
+        sixteen = graph.constant(np.full(1, 16, self.float_dtype))
         high = graph.op("Floor", [graph.op("Div", [values, sixteen])])
         low = graph.op("Sub", [values, graph.op("Mul", [high, sixteen])])
         last = graph.integers(-1)
@@ -132,7 +146,7 @@ class PortableLowering(Lowering):
         )
         scores = graph.op("MatMul", [query, key])  # [B, KV, G, S, T]
         if node.number("scale") != 1.0:
-            scale = graph.constant(np.full(1, node.number("scale"), np.float32))
+            scale = graph.constant(np.full(1, node.number("scale"), self.float_dtype))
             scores = graph.op("Mul", [scores, scale])
         weights = graph.op("Softmax", [self._mask(graph, scores, value)], axis=-1)
         value = graph.op("Unsqueeze", [value, graph.integers(2)])
@@ -150,7 +164,7 @@ class PortableLowering(Lowering):
         key = "rotary"
         if key not in graph.shared:
             for name in ("cos", "sin"):
-                table = graph.weight(f"rope:{name}", TensorProto.FLOAT, tables(self.shape))
+                table = graph.weight(f"rope:{name}", self.float_type, tables(self.shape))
                 rows = graph.op("Gather", [table, "position_ids"])
                 graph.shared[name] = graph.op("Unsqueeze", [rows, graph.integers(1)])
             graph.shared[key] = key
@@ -167,23 +181,27 @@ class PortableLowering(Lowering):
         return graph.op("Concat", [low, high], axis=-1)
 
     def _append(self, graph: GraphBuilder, part: str, new: str, node: Node) -> str:
+        """The cache with the new positions behind it."""
         kv, size = node.integer("num_kv_heads"), node.integer("head_dim")
-        past = graph.input(f"{graph.place}.past_{part}", TensorProto.FLOAT, ("B", kv, "past", size))
+        past = graph.input(f"{graph.place}.past_{part}", self.float_type, ("B", kv, "past", size))
         present = graph.output(
-            f"{graph.place}.present_{part}", TensorProto.FLOAT, ("B", kv, "T", size)
+            f"{graph.place}.present_{part}", self.float_type, ("B", kv, "T", size)
         )
         return graph.op("Concat", [past, new], axis=2, outputs=[present])
 
     def _mask(self, graph: GraphBuilder, scores: str, value: str) -> str:
         """Hide positions behind the query's own: key t is seen by the query at p where t <= p."""
-        total = graph.op(
-            "Gather", [graph.op("Shape", [value]), graph.constant(np.array(2, np.int64))]
-        )
-        zero, one = (graph.constant(np.array(i, np.int64)) for i in (0, 1))
-        keys = graph.op("Range", [zero, total, one])  # [T]
+        keys = self._key_positions(graph, value)  # [T]
         queries = graph.op(
             "Unsqueeze", ["position_ids", graph.integers(1, 2, 4)]
         )  # [B, 1, 1, S, 1]
         hidden = graph.op("Greater", [keys, queries])
-        lowest = graph.constant(np.array(np.finfo(np.float32).min, np.float32))
+        lowest = graph.constant(np.array(LOWEST[self.float_type], self.float_dtype))
         return graph.op("Where", [hidden, lowest, scores])
+
+    def _key_positions(self, graph: GraphBuilder, value: str) -> str:
+        """Positions of all keys, counted from 0."""
+        place = graph.constant(np.array(2, np.int64))
+        total = graph.op("Gather", [graph.op("Shape", [value]), place])
+        zero, one = (graph.constant(np.array(i, np.int64)) for i in (0, 1))
+        return graph.op("Range", [zero, total, one])

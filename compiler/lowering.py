@@ -15,20 +15,32 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import ml_dtypes
+import numpy as np
 from onnx import TensorProto
 
 from edgeshard.compiler.encoding import FLOAT, Encoding
 from edgeshard.compiler.graph import GraphBuilder
 from edgeshard.compiler.semantic import Node
 from edgeshard.errors import InputError
-from edgeshard.schemas.common import Precision, Target
+from edgeshard.schemas.common import FloatType, Precision, Target
 
+FLOATS: dict[FloatType, tuple[int, type[np.generic]]] = {
+    "float32": (TensorProto.FLOAT, np.float32),
+    "float16": (TensorProto.FLOAT16, np.float16),
+    "bfloat16": (TensorProto.BFLOAT16, ml_dtypes.bfloat16),
+}
 ELEMENTWISE = {"Add", "Mul", "Sigmoid", "Sub", "Div", "Tanh", "Neg"}
 
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes of a model that lowering needs."""
+    """The sizes of a model that lowering needs.
+
+    Attributes:
+        max_context: positions that the rotary tables cover.
+        static_context: positions of the cache where a target fixes them in the graph.
+    """
 
     hidden_size: int
     vocab_size: int
@@ -36,22 +48,36 @@ class Shape:
     num_kv_heads: int
     head_dim: int
     max_context: int
+    static_context: int = 2048
 
 
 class Lowering(ABC):
-    """Semantic nodes to the operators of one target."""
+    """Semantic nodes to the operators of one target.
+
+    Within a unit floats are of the model's type of activations; a unit takes and gives float32, so
+    that shards of any two targets and types meet.
+    """
 
     target: Target
-    kv_layout: Literal["static", "append"]
-    # Lowest opset that has every operator of the target, for float and for quantised weights.
+    precisions: tuple[Precision, ...]
+    activations: tuple[FloatType, ...]
+    kv_layout: Literal["static", "append", "copy"]
+    # Lowest opset that has every operator of the target, for float and for quantised weights, and
+    # the first ONNX Runtime release that runs it.
     float_opset: int
     block_opset: int
+    min_runtimes: Mapping[int, str]
+    batch: int | str = "B"
 
-    def __init__(self, shape: Shape, encodings: Mapping[str, Encoding]) -> None:
+    def __init__(
+        self, shape: Shape, encodings: Mapping[str, Encoding], activations: FloatType = "float32"
+    ) -> None:
         self.shape = shape
         self.encodings = encodings
+        self.float_type, self.float_dtype = FLOATS[activations]
         floats = all(encoding == FLOAT for encoding in encodings.values())
         self.opset = self.float_opset if floats else self.block_opset
+        self.min_runtime = self.min_runtimes[self.opset]
 
     # What a target says
 
@@ -82,11 +108,11 @@ class Lowering(ABC):
     def embedding(self, place: str = "embedding", output: str = "hidden.1") -> GraphBuilder:
         """The graph of the embedding unit."""
         graph = GraphBuilder(place, self.opset)
-        tokens = graph.input("token_ids", TensorProto.INT64, ("B", "S"))
+        tokens = graph.input("token_ids", TensorProto.INT64, (self.batch, "S"))
         weight = "embed_tokens.weight"
         hidden = self.gather(graph, tokens, f"embedding:{weight}", self.encodings[weight])
-        graph.op("Identity", [hidden], outputs=[output])
-        graph.output(output, TensorProto.FLOAT, ("B", "S", self.shape.hidden_size))
+        self._leave(graph, hidden, output)
+        graph.output(output, TensorProto.FLOAT, (self.batch, "S", self.shape.hidden_size))
         return graph
 
     def block(
@@ -103,23 +129,28 @@ class Lowering(ABC):
         """
         graph = GraphBuilder(place, self.opset)
         size = self.shape.hidden_size
-        names = {"hidden": graph.input(first, TensorProto.FLOAT, ("B", "S", size))}
+        hidden = graph.input(first, TensorProto.FLOAT, (self.batch, "S", size))
+        names = {"hidden": self.narrow(graph, hidden)}
         self.position_inputs(graph)
+        is_float32 = self.float_type == TensorProto.FLOAT
         for node in nodes:
             inputs = [names[name] for name in node.inputs]
             final = node.outputs[0] == "hidden_out"
-            result = self._lower(graph, node, inputs, weights, last if final else "")
-            names[node.outputs[0]] = result
-        graph.output(last, TensorProto.FLOAT, ("B", "S", size))
+            output = last if final and is_float32 else ""
+            names[node.outputs[0]] = self._lower(graph, node, inputs, weights, output)
+        if not is_float32:
+            self._leave(graph, names["hidden_out"], last)
+        graph.output(last, TensorProto.FLOAT, (self.batch, "S", size))
         return graph
 
     def head(self, epsilon: float, place: str, first: str, tied: bool) -> GraphBuilder:
         """The graph of the head: final norm and vocabulary product at `logit_positions [P]`."""
         graph = GraphBuilder(place, self.opset)
         shape = self.shape
-        hidden = graph.input(first, TensorProto.FLOAT, ("B", "S", shape.hidden_size))
+        size = (self.batch, "S", shape.hidden_size)
+        hidden = graph.input(first, TensorProto.FLOAT, size)
         positions = graph.input("logit_positions", TensorProto.INT64, ("P",))
-        hidden = graph.op("Gather", [hidden, positions], axis=1)
+        hidden = self.narrow(graph, graph.op("Gather", [hidden, positions], axis=1))
         gamma = self.vector(graph, f"{place}:norm.weight", shape.hidden_size)
         hidden = self.norm(graph, hidden, gamma, epsilon)
         name = "embed_tokens.weight" if tied else "lm_head.weight"
@@ -132,13 +163,32 @@ class Lowering(ABC):
             shape.vocab_size,
             shape.hidden_size,
         )
-        graph.op("Identity", [logits], outputs=["logits"])
-        graph.output("logits", TensorProto.FLOAT, ("B", "P", shape.vocab_size))
+        self._leave(graph, logits, "logits")
+        graph.output("logits", TensorProto.FLOAT, (self.batch, "P", shape.vocab_size))
         return graph
 
     def vector(self, graph: GraphBuilder, name: str, size: int) -> str:
         """A float vector from a blob."""
-        return graph.weight(name, TensorProto.FLOAT, (size,))
+        return graph.weight(name, self.float_type, (size,))
+
+    def narrow(self, graph: GraphBuilder, x: str) -> str:
+        """From float32 to the type within a unit."""
+        if self.float_type == TensorProto.FLOAT:
+            return x
+        return graph.op("Cast", [x], to=self.float_type)
+
+    def widen(self, graph: GraphBuilder, x: str) -> str:
+        """From the type within a unit to float32."""
+        if self.float_type == TensorProto.FLOAT:
+            return x
+        return graph.op("Cast", [x], to=TensorProto.FLOAT)
+
+    def _leave(self, graph: GraphBuilder, x: str, output: str) -> None:
+        """Give the unit's result, in float32, its name."""
+        if self.float_type == TensorProto.FLOAT:
+            graph.op("Identity", [x], outputs=[output])
+        else:
+            graph.op("Cast", [x], outputs=[output], to=TensorProto.FLOAT)
 
     def _lower(
         self, graph: GraphBuilder, node: Node, inputs: list[str], weights: str, output: str
@@ -201,3 +251,9 @@ def tables(shape: Shape) -> tuple[int, int]:
 def precision_bits(precision: Precision) -> int:
     """Bits that a precision asks for; 32 for floats."""
     return {"int8": 8, "int4": 4}.get(precision, 32)
+
+
+def precision_activations(precision: Precision) -> FloatType:
+    """Type of activations, keys and values unless another one is asked for."""
+    types: dict[Precision, FloatType] = {"fp16": "float16", "bf16": "bfloat16"}
+    return types.get(precision, "float32")

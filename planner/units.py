@@ -1,7 +1,7 @@
 """What each unit of a model costs on a device, for every provider that could run any of its stages.
 
 Choosing a provider is part of planning, so a provider counts only where all units that the device
-may get were measured with it, for the model's own target and precision.
+may get were measured with it, for the target that it runs and the model's precision.
 """
 
 from __future__ import annotations
@@ -9,9 +9,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from edgeshard.errors import InputError
 from edgeshard.planner import interpolate
 from edgeshard.schemas.model import ModelManifest
 from edgeshard.schemas.profile import DeviceProfile, UnitProfile
+from edgeshard.schemas.targets import view_for
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +67,13 @@ def provider_costs(
         workload: what the predictions assume.
         first_unit: first unit that the device may get; 1 beside the source.
     """
-    blobs = tuple(_blob_bytes(model, index) for index in range(len(model.units)))
     found = []
     for provider in device.providers:
-        costs = _unit_costs(model, device, workload, provider)
+        view = _view(model, workload, provider)
+        if view is None:
+            continue
+        blobs = tuple(_blob_bytes(view, index) for index in range(len(view.units)))
+        costs = _unit_costs(view, device, workload, provider)
         if all(_is_measured(cost) for cost in costs[first_unit:]):
             found.append(
                 ProviderCosts(
@@ -88,15 +93,25 @@ def unmeasured(
     model: ModelManifest, device: DeviceProfile, workload: Workload, first_unit: int
 ) -> str:
     """Why no provider of the device can be planned with: the best one's gap, and the next step."""
-    needed = {unit.structure for unit in model.units[first_unit:]}
-    counts = [0]
+    best, total = -1, 0
     for provider in device.providers:
-        costs = _unit_costs(model, device, workload, provider)
-        pairs = zip(model.units, costs, strict=True)
-        counts.append(len({unit.structure for unit, cost in pairs if _is_measured(cost)} & needed))
+        view = _view(model, workload, provider)
+        if view is None:
+            continue
+        needed = {unit.structure for unit in view.units[first_unit:]}
+        pairs = zip(view.units, _unit_costs(view, device, workload, provider), strict=True)
+        count = len({unit.structure for unit, cost in pairs if _is_measured(cost)} & needed)
+        if count > best:
+            best, total = count, len(needed)
+    if best < 0:
+        return (
+            f"{' and '.join(device.providers) or 'no provider'} cannot run {model.name} (target "
+            f"{' and '.join(model.targets)}, {model.activations}) with context {workload.context}; "
+            "compile with another --target or --context"
+        )
     return (
-        f"its profile has decode and prefill of {max(counts)} of the {len(needed)} unit structures "
-        f"of {model.name} (target {model.target}, precision {model.precision}); "
+        f"its profile has decode and prefill of {best} of the {total} unit structures "
+        f"of {model.name} (target {' and '.join(model.targets)}, precision {model.precision}); "
         "run `esc profile` for this model"
     )
 
@@ -111,6 +126,15 @@ def shared_blobs(model: ModelManifest) -> tuple[SharedBlob, ...]:
                 pairs.append(SharedBlob(last_user[digest], index, size_bytes))
             last_user[digest] = index
     return tuple(pairs)
+
+
+def _view(model: ModelManifest, workload: Workload, provider: str) -> ModelManifest | None:
+    """The model as a provider runs it; None where it cannot, or not with such a context."""
+    try:
+        view = view_for(model, provider)
+    except InputError:
+        return None
+    return view if view.kv.context in (None, workload.context) else None
 
 
 def _unit_costs(

@@ -27,6 +27,7 @@ from edgeshard.schemas.common import Blob
 from edgeshard.schemas.model import ModelManifest
 from edgeshard.schemas.plan import Plan
 from edgeshard.schemas.shard import ShardManifest
+from edgeshard.schemas.targets import view_for
 
 CHUNK_TOKENS = 512
 LOAD_SECONDS = 600.0
@@ -101,7 +102,10 @@ def deploy(
         ArtifactError: a blob is missing or changed.
     """
     _check(plan, model, cluster)
-    shards = [fuse_stage(store, manifest, model, stage.start, stage.stop) for stage in plan.stages]
+    shards = [
+        fuse_stage(store, view_for(manifest, stage.provider), model, stage.start, stage.stop)
+        for stage in plan.stages
+    ]
     crew = _Crew(plan, cluster, keys, on_progress)
     try:
         return crew.deploy(store, manifest, model, shards, drain_seconds, silence_seconds)

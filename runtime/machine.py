@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import hashlib
 import json
 import os
+import platform
 import subprocess
 import sys
 from functools import cache
+from pathlib import Path
 
 import psutil
 
@@ -19,6 +23,7 @@ _ASK = (
     "import json, onnxruntime as o; print(json.dumps([o.__version__, o.get_available_providers()]))"
 )
 ASK_SECONDS = 60.0
+ISA_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimd", "asimddp", "i8mm")
 
 
 def physical_cores() -> int:
@@ -40,6 +45,28 @@ def resident_bytes(pid: int) -> int:
         return int(psutil.Process(pid).memory_info().rss)
     except psutil.Error:
         return 0
+
+
+def instruction_set() -> str:
+    """Machine and the vector extensions that kernels are chosen by."""
+    flags: set[str] = set()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text("utf-8", "replace").splitlines():
+            if line.startswith(("flags", "Features")):
+                flags.update(line.split(":", 1)[1].split())
+                break
+    return "+".join([platform.machine(), *(flag for flag in ISA_FLAGS if flag in flags)])
+
+
+def settled_bytes() -> int:
+    """Resident memory after giving back what the allocator holds."""
+    gc.collect()
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc only
+        if trim is not None:
+            trim(0)
+    return resident_bytes(os.getpid())
 
 
 @cache

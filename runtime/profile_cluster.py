@@ -62,12 +62,13 @@ def profile_cluster(
 def profile_spec(model: ModelManifest, model_blob: Blob, all_units: bool) -> ProfileSpec:
     """What to measure: one unit for each structure, and which real units to compare with it."""
     first: dict[str, int] = {}
-    for index, unit in enumerate(model.units):
-        first.setdefault(unit.structure, index)
+    for target in model.targets:
+        for index, unit in enumerate(model.view(target).units):
+            first.setdefault(unit.structure, index)
     blocks = [unit.name for unit in model.units if unit.kind == "block"]
     return ProfileSpec(
         model=model_blob,
-        representatives=tuple(first.values()),
+        representatives=tuple(dict.fromkeys(first.values())),
         sampled=tuple(blocks) if all_units else (blocks[len(blocks) // 2],),
     )
 
@@ -80,10 +81,12 @@ def _profile_device(
     spec: ProfileSpec,
     on_progress: OnProgress,
 ) -> DeviceProfile:
-    blobs = [spec.model, *(model.units[index].graph for index in spec.representatives)]
-    for unit in model.units:
-        if unit.name in spec.sampled:
-            blobs += [unit.graph, *unit.weights]
+    blobs = [spec.model]
+    for view in (model.view(target) for target in model.targets):
+        blobs += [view.units[index].graph for index in spec.representatives]
+        for unit in view.units:
+            if unit.name in spec.sampled:
+                blobs += [unit.graph, *unit.weights]
     with AgentClient(network, device) as agent:
         sent, _ = agent.send_blobs(store, blobs)
         on_progress(f"{device.name}: {sent / 1e6:.1f} MB of graphs and samples sent")

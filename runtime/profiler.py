@@ -10,10 +10,7 @@ made before each timed decode step: waking up is part of the cost.
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import os
-import platform
 import sys
 import tempfile
 import time
@@ -33,7 +30,7 @@ from edgeshard.artifacts.fuse import fuse
 from edgeshard.artifacts.store import Store
 from edgeshard.errors import EdgeShardError, InputError
 from edgeshard.runtime.child import Line, Parent, exit_now
-from edgeshard.runtime.machine import resident_bytes
+from edgeshard.runtime.machine import instruction_set, resident_bytes, settled_bytes
 from edgeshard.runtime.representative import bytes_of, make_representative
 from edgeshard.runtime.session import ShardSession
 from edgeshard.schemas import files
@@ -48,6 +45,7 @@ from edgeshard.schemas.profile import (
     UnitProfile,
 )
 from edgeshard.schemas.shard import ShardManifest
+from edgeshard.schemas.targets import view_for
 
 IGNORED_PROVIDERS = {"AzureExecutionProvider"}
 MAX_WINDOW = 8
@@ -55,7 +53,6 @@ PAUSE_SECONDS = 0.005
 DECODE_SAMPLES = 30
 PREFILL_SAMPLES = 5
 LIMIT_SECONDS = 2.0  # of one measured point on a slow device
-ISA_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimd", "asimddp", "i8mm")
 
 
 class ProfileSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -107,12 +104,11 @@ class Profiler:
         self._say = say
         self._store = Store(Path(config.store))
         path = self._store.path(self._spec.model)
-        self._model = files.decode(self._store.read(self._spec.model), ModelManifest, str(path))
-        self._baseline = _settled_bytes()
+        self._whole = files.decode(self._store.read(self._spec.model), ModelManifest, str(path))
+        self._model = self._whole
+        self._baseline = settled_bytes()
         self._workspace = 0
         self._overhead = 0.0
-        context = max(*self._spec.contexts, *self._spec.prompts) + DECODE_SAMPLES + 8
-        self._context = min(context, self._model.max_context)
 
     def measure(self) -> DeviceProfile:
         """Measure every representative on every provider.
@@ -122,7 +118,10 @@ class Profiler:
         """
         device, config = self._config.device, self._config
         available = [p for p in ort.get_available_providers() if p not in IGNORED_PROVIDERS]
-        providers = [p for p in device.providers or available if p in available]
+        here = [p for p in device.providers or available if p in available]
+        providers = [provider for provider in here if self._can_run(provider)]
+        if here and not providers:
+            view_for(self._whole, here[0])
         units = [profile for provider in providers for profile in self._measure_provider(provider)]
         return DeviceProfile(
             name=device.name,
@@ -137,7 +136,20 @@ class Profiler:
             units=tuple(units),
         )
 
+    def _can_run(self, provider: str) -> bool:
+        """Whether the model has a target that the provider runs."""
+        try:
+            view_for(self._whole, provider)
+        except InputError as error:
+            self._say(f"nothing on {provider}: {error}")
+            return False
+        return True
+
     def _measure_provider(self, provider: str) -> Iterator[UnitProfile]:
+        self._model = view_for(self._whole, provider)
+        context = max(*self._spec.contexts, *self._spec.prompts) + DECODE_SAMPLES + 8
+        self._context = self._model.kv.context or min(context, self._model.max_context)
+        self._longest = self._model.kv.max_step or self._context
         # Blocks first: they tell the fixed part of a step, which the ends are measured with.
         order = sorted(
             self._spec.representatives, key=lambda index: self._model.units[index].kind != "block"
@@ -213,16 +225,16 @@ class Profiler:
             return self._run(scratch, shard, provider)
 
     def _run(self, store: Store, shard: ShardManifest, provider: str) -> _Window:
-        before = _settled_bytes()
+        before = settled_bytes()
         slots = max(self._spec.batches)
         with _opened(store, shard, provider, self._config.threads, self._context, slots) as session:
             step = _Stepper(session)
             step.prefill(1)
-            loaded = _settled_bytes()
+            loaded = settled_bytes()
             prefill = {
                 length: _repeat(partial(step.prefill, length), PREFILL_SAMPLES, 0.0)
                 for length in self._spec.prompts
-                if length <= self._context
+                if length <= self._longest
             }
             points = [(context, 1) for context in self._contexts]
             points += [(self._contexts[0], b) for b in self._spec.batches if b > 1]
@@ -352,28 +364,6 @@ def timing(times: Sequence[float]) -> Timing:
     """Median and spread of measured seconds."""
     low, median, high = (float(np.percentile(times, q)) for q in (10, 50, 90))
     return Timing(median_seconds=median, low_seconds=low, high_seconds=high, num_samples=len(times))
-
-
-def instruction_set() -> str:
-    """Machine and the vector extensions that kernels are chosen by."""
-    flags: set[str] = set()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text("utf-8", "replace").splitlines():
-            if line.startswith(("flags", "Features")):
-                flags.update(line.split(":", 1)[1].split())
-                break
-    return "+".join([platform.machine(), *(flag for flag in ISA_FLAGS if flag in flags)])
-
-
-def _settled_bytes() -> int:
-    """Resident memory after giving back what the allocator holds."""
-    gc.collect()
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc only
-        if trim is not None:
-            trim(0)
-    return resident_bytes(os.getpid())
 
 
 def main() -> int:

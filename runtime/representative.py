@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import TensorProto
 
 from edgeshard.artifacts.fuse import concatenate
@@ -21,6 +22,7 @@ from edgeshard.schemas.shard import ShardManifest
 
 SEED = 20240523
 CHUNK_BYTES = 4 * 2**20
+FLOATS = {TensorProto.FLOAT: 4, TensorProto.FLOAT16: 2, TensorProto.BFLOAT16: 2}
 
 
 def make_representative(
@@ -63,6 +65,9 @@ def make_representative(
         vocab_size=model.vocab_size,
         max_context=model.max_context,
         kv=model.kv,
+        opset=model.opset,
+        min_runtime=model.min_runtime,
+        activations=model.activations,
     )
 
 
@@ -108,15 +113,23 @@ def _random_blob(
         if entries.get("location") != location:
             continue
         start, length = int(entries["offset"]), int(entries["length"])
-        if tensor.data_type == TensorProto.FLOAT:
-            floats = generator.standard_normal(length // 4, np.float32) * np.float32(0.02)
-            data[start : start + length] = floats.view(np.uint8)
+        if tensor.data_type in FLOATS:
+            floats = generator.standard_normal(length // FLOATS[tensor.data_type], np.float32)
+            data[start : start + length] = _bytes(floats * np.float32(0.02), tensor.data_type)
         else:
             data[start : start + length] = generator.integers(0, 256, length, np.uint8)
     with scratch.writer(".safetensors") as writer:
         for start in range(0, size_bytes, CHUNK_BYTES):
             writer.write(data[start : start + CHUNK_BYTES].data)
         return writer.finish()
+
+
+def _bytes(floats: NDArray[np.float32], kind: int) -> NDArray[np.uint8]:
+    if kind == TensorProto.FLOAT16:
+        return floats.astype(np.float16).view(np.uint8)
+    if kind == TensorProto.BFLOAT16:  # the upper half of a float32
+        return np.ascontiguousarray(floats.view(np.uint16)[1::2]).view(np.uint8)
+    return floats.view(np.uint8)
 
 
 def bytes_of(blobs: Sequence[Blob]) -> int:

@@ -5,7 +5,8 @@
 Axes: B neighbouring slots from `first_slot`, S new positions of each, C the context of a slot. With
 the `static` layout the cache of all slots is one array `[slots, kv_heads, C, head_dim]` for each
 block and part; a slice of it is bound by address as input and output, so it is written in place.
-With `append` every slot keeps the cache that its last step gave back.
+With `append` every slot keeps the cache that its last step gave back, and with `copy` it changes
+places with a spare one, which the step has written.
 """
 
 from __future__ import annotations
@@ -23,11 +24,13 @@ from onnxruntime.capi import onnxruntime_pybind11_state as pybind
 from edgeshard.artifacts.graph_check import check_graph, read_graph
 from edgeshard.artifacts.store import Store
 from edgeshard.errors import DeviceError, InputError
+from edgeshard.runtime.kv_cache import KINDS, CacheArray, device_of, make_arrays
 from edgeshard.runtime.machine import physical_cores
+from edgeshard.runtime.providers import ProviderList, provider_list
 from edgeshard.schemas.shard import ShardManifest
+from edgeshard.schemas.targets import CPU, check_target
 
 Floats = NDArray[np.float32]
-CPU = "CPUExecutionProvider"
 TILED_ATTENTION_OFF = "ORT_GQA_DISABLE_FLASH_ATTENTION"
 CHUNK_TOKENS = 512
 MAX_SCORES_BYTES = 256 * 2**20
@@ -89,6 +92,7 @@ class ShardSession:
         shard: ShardManifest,
         context: int,
         slots: int,
+        provider: str = CPU,
     ) -> None:
         self.shard = shard
         self.context = context
@@ -103,13 +107,15 @@ class ShardSession:
             for index in shard.blocks
             for part in ("key", "value")
         ]
-        self._cache: list[Floats] = []
+        self._device = device_of(provider)
+        self._cache: list[CacheArray] = []
         self._appended: dict[int, list[ort.OrtValue]] = {}
-        if shard.kv.layout == "static":
-            shape = (slots, shard.kv.num_kv_heads, context, shard.kv.head_dim)
-            # One array for all: large enough that numpy asks for huge pages, which long contexts
-            # are a quarter faster with.
-            self._cache = list(np.zeros((len(self._names), *shape), np.float32))
+        # With `copy`: which row each slot's cache is in. The last row is the spare one.
+        self._rows = list(range(slots + 1))
+        if shard.kv.layout != "append":
+            rows = slots + 1 if shard.kv.layout == "copy" else slots
+            shape = (rows, shard.kv.num_kv_heads, context, shard.kv.head_dim)
+            self._cache = make_arrays(len(self._names), shape, shard.kv.dtype, provider)
 
     @classmethod
     def open(
@@ -134,13 +140,20 @@ class ShardSession:
 
         Raises:
             ArtifactError: a blob is missing or changed, or the graph is not what a shard may be.
-            InputError: the context is longer than the model's.
+            InputError: the context is longer than the model's, or not the one that the shard was
+                made for; or the provider does not run its target.
             DeviceError: the provider is not here, or ONNX Runtime refuses the graph.
         """
         if context > shard.max_context:
             raise InputError(
                 f"context {context} is more than the model's {shard.max_context}; ask for less"
             )
+        if shard.kv.context not in (None, context):
+            raise InputError(
+                f"context {context} is not the {shard.kv.context} that the shard was compiled for; "
+                f"plan with --context {shard.kv.context}, or compile with --context {context}"
+            )
+        check_target(shard.target, shard.activations, provider)
         available = ort.get_available_providers()
         if provider not in available:
             raise DeviceError(f"no {provider} on this device; it has {', '.join(available)}")
@@ -149,7 +162,8 @@ class ShardSession:
         graph = read_graph(path)
         check_graph(graph, shard.weights)
         choose_attention(graph, context)
-        return cls(load(path, provider, threads), shard, context, slots)
+        options = provider_list(provider, shard, store.root / "engines")
+        return cls(load(path, options, threads), shard, context, slots, provider)
 
     def run(
         self,
@@ -183,11 +197,14 @@ class ShardSession:
             raise InputError(
                 f"{int(positions.max()) + length} positions exceed the context {self.context}"
             )
+        if length > (self.shard.kv.max_step or length):
+            raise InputError(f"{length} positions in a step, at most {self.shard.kv.max_step}")
         try:
             if self.shard.kv.layout == "static":
                 return self._run_static(first_slot, positions, values, every_position)
+            run_row = self._run_append if self.shard.kv.layout == "append" else self._run_copy
             rows = [
-                self._run_append(
+                run_row(
                     first_slot + row, int(positions[row]), values[row : row + 1], every_position
                 )
                 for row in range(batch)
@@ -224,6 +241,9 @@ class ShardSession:
         bound.values[...] = values
         bound.seqlens[...] = positions + (length - 1)
         bound.total[0] = int(positions.max()) + length
+        if self._device != "cpu":  # there an input is copied when it is bound
+            for name, array in bound.inputs.items():
+                _bind_input(bound.binding, name, array)
         self._session.run_with_iobinding(bound.binding, self._options)
         return bound.result
 
@@ -243,9 +263,8 @@ class ShardSession:
         for name, array in inputs.items():
             _bind_input(binding, name, array)
         for (past, present), cache in zip(self._names, self._cache, strict=True):
-            rows = cache[first_slot : first_slot + batch]
-            _bind_input(binding, past, rows)
-            _bind_output(binding, present, rows)
+            cache.bind_input(binding, past, first_slot, batch)
+            cache.bind_output(binding, present, first_slot, batch)
         _bind_output(binding, self._output, output)
         result = output if every_position or not shard.has_head else output[:, 0]
         return _Bound(binding, inputs, values, seqlens, total, result)
@@ -255,15 +274,30 @@ class ShardSession:
     def _run_append(
         self, slot: int, position: int, values: NDArray[Any], every_position: bool
     ) -> Floats:
-        shard, length = self.shard, values.shape[1]
+        shard = self.shard
         if position == 0 or not self._names:
             shape = (1, shard.kv.num_kv_heads, 0, shard.kv.head_dim)
-            empty = np.zeros(shape, np.float32)
+            empty = np.zeros(shape, KINDS[shard.kv.dtype])
             self._appended[slot] = [ort.OrtValue.ortvalue_from_numpy(empty) for _ in self._names]
         cache = self._appended.get(slot, [])
         held = cache[0].shape()[2] if cache else position
         if held != position or len(cache) != len(self._names):
             raise InputError(f"slot {slot} holds {held} positions, the step starts at {position}")
+        binding = self._bind_row(position, values, every_position)
+        for (past, _), value in zip(self._names, cache, strict=True):
+            binding.bind_ortvalue_input(past, value)
+        binding.bind_output(self._output, "cpu")
+        for _, present in self._names:
+            binding.bind_output(present, self._device)
+        self._session.run_with_iobinding(binding, self._options)
+        output, *cache = binding.get_outputs()
+        self._appended[slot] = cache
+        result: Floats = output.numpy()
+        return result if every_position or not shard.has_head else result[:, 0]
+
+    def _bind_row(self, position: int, values: NDArray[Any], every_position: bool) -> ort.IOBinding:
+        """Bind what a step of one slot takes beside its cache."""
+        shard, length = self.shard, values.shape[1]
         binding = self._session.io_binding()
         binding.bind_cpu_input(self._input, np.ascontiguousarray(values))
         if shard.blocks:
@@ -272,16 +306,23 @@ class ShardSession:
         if shard.has_head:
             wanted = _logit_positions(length, every_position)
             binding.bind_cpu_input("logit_positions", wanted)
-        for (past, _), value in zip(self._names, cache, strict=True):
-            binding.bind_ortvalue_input(past, value)
+        return binding
+
+    # Keys and values copied
+
+    def _run_copy(
+        self, slot: int, position: int, values: NDArray[Any], every_position: bool
+    ) -> Floats:
+        binding = self._bind_row(position, values, every_position)
+        for (past, present), cache in zip(self._names, self._cache, strict=True):
+            cache.bind_input(binding, past, self._rows[slot], 1)
+            cache.bind_output(binding, present, self._rows[-1], 1)
         binding.bind_output(self._output, "cpu")
-        for _, present in self._names:
-            binding.bind_output(present, "cpu")
         self._session.run_with_iobinding(binding, self._options)
-        output, *cache = binding.get_outputs()
-        self._appended[slot] = cache
-        result: Floats = output.numpy()
-        return result if every_position or not shard.has_head else result[:, 0]
+        self._rows[slot], self._rows[-1] = self._rows[-1], self._rows[slot]
+        names = [output.name for output in self._session.get_outputs()]
+        result: Floats = binding.get_outputs()[names.index(self._output)].numpy()
+        return result if every_position or not self.shard.has_head else result[:, 0]
 
 
 class _Bound:
@@ -304,13 +345,12 @@ class _Bound:
         self.result = result
 
 
-def load(path: Path, provider: str, threads: int) -> ort.InferenceSession:
-    """Open a graph with one provider; operators that it lacks run on the CPU.
+def load(path: Path, providers: ProviderList, threads: int) -> ort.InferenceSession:
+    """Open a graph; operators that the first provider lacks run on the ones behind it.
 
     Raises:
         DeviceError: ONNX Runtime refuses the graph.
     """
-    providers = [provider] if provider == CPU else [provider, CPU]
     options = session_options(threads or physical_cores())
     try:
         return ort.InferenceSession(str(path), options, providers=providers)

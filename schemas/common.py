@@ -23,10 +23,13 @@ Count = Annotated[int, Meta(ge=0)]
 Positive = Annotated[int, Meta(ge=1)]
 Seconds = Annotated[float, Meta(ge=0)]
 
-Target = Literal["ort", "portable"]
-Precision = Literal["stored", "fp32", "int8", "int4"]
+Target = Literal["ort", "portable", "tensorrt"]
+FloatType = Literal["float32", "float16", "bfloat16"]
+Precision = Literal["stored", "fp32", "fp16", "bf16", "int8", "int4"]
 Objective = Literal["latency", "throughput"]
 UnitKind = Literal["embedding", "block", "head"]
+
+FLOAT_BYTES: dict[FloatType, int] = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
 class Schema(Struct, frozen=True, kw_only=True):

@@ -5,16 +5,24 @@
 
 A unit is one ONNX graph whose initializers point into safetensors blobs of the same store. Two
 units of the same `structure` differ in their weights only.
+
+A model may hold the same units for several targets. `units` are those of the first one; each of
+`variants` has graphs of its own over, as far as the encodings agree, the same blobs. Who works with
+one target takes the manifest's `view` of it, which is a manifest of that target alone.
 """
 
 from __future__ import annotations
 
 from typing import Literal
 
+import msgspec
+
 from edgeshard.schemas.common import (
+    FLOAT_BYTES,
     Blob,
     Count,
     Digest,
+    FloatType,
     Name,
     Positive,
     Precision,
@@ -25,22 +33,29 @@ from edgeshard.schemas.common import (
 
 
 class KvSpec(Schema, frozen=True, kw_only=True):
-    """How a block keeps its keys and values, fp32, axes `[batch, head, position, channel]`.
+    """How a block keeps its keys and values, axes `[batch, head, position, channel]`.
 
     Attributes:
         layout: `static`: one buffer of the whole context is both input and output and is written in
-            place; `append`: the output is the input with the new positions behind it.
+            place; `append`: the output is the input with the new positions behind it; `copy`: the
+            output is the input, `context` positions long, with the new ones written into it.
         num_kv_heads: heads of keys and of values.
         head_dim: channels of a head.
+        dtype: of each value.
+        context: positions that the graphs are made for; None: any.
+        max_step: most new positions of one step; None: any.
     """
 
-    layout: Literal["static", "append"]
+    layout: Literal["static", "append", "copy"]
     num_kv_heads: Positive
     head_dim: Positive
+    dtype: FloatType = "float32"
+    context: Positive | None = None
+    max_step: Positive | None = None
 
     def bytes_per_token(self) -> int:
         """Bytes of keys and values that one block keeps for one position."""
-        return 2 * self.num_kv_heads * self.head_dim * 4
+        return 2 * self.num_kv_heads * self.head_dim * FLOAT_BYTES[self.dtype]
 
 
 class Unit(Schema, frozen=True, kw_only=True):
@@ -62,6 +77,16 @@ class Unit(Schema, frozen=True, kw_only=True):
     num_parameters: Count
 
 
+class Variant(Schema, frozen=True, kw_only=True):
+    """The units of a model for one more target; fields as in the manifest."""
+
+    target: Target
+    opset: Positive
+    min_runtime: str
+    kv: KvSpec
+    units: tuple[Unit, ...]
+
+
 class Source(Schema, frozen=True, kw_only=True):
     """What a model was compiled from; part of its manifest."""
 
@@ -73,7 +98,10 @@ class ModelManifest(Schema, frozen=True, kw_only=True):
     """A compiled model: its units in order and what travels with them.
 
     Attributes:
+        target: whose operators `units` are made of.
         opset: version of the standard ONNX operators in the graphs.
+        min_runtime: first ONNX Runtime release that reads the graphs; empty where not recorded.
+        activations: type of what flows within a unit; between units it is always float32.
         max_context: positions that the rotary tables cover.
         eos_token_ids: tokens that end an answer.
         tokenizer: `tokenizer.json` of the `tokenizers` package.
@@ -98,3 +126,31 @@ class ModelManifest(Schema, frozen=True, kw_only=True):
     special_tokens: dict[str, str]
     eos_token_ids: tuple[Count, ...]
     source: Source
+    min_runtime: str = ""
+    activations: FloatType = "float32"
+    variants: tuple[Variant, ...] = ()
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        """Every target that the model was compiled for, the first one first."""
+        return (self.target, *(variant.target for variant in self.variants))
+
+    def view(self, target: Target) -> ModelManifest:
+        """The manifest of one of `targets` alone.
+
+        Raises:
+            KeyError: the model was not compiled for it.
+        """
+        if target == self.target:
+            return msgspec.structs.replace(self, variants=())
+        for variant in self.variants:
+            if variant.target == target:
+                return msgspec.structs.replace(self, **msgspec.structs.asdict(variant), variants=())
+        raise KeyError(target)
+
+    def blobs(self) -> tuple[Blob, ...]:
+        """Every blob that the manifest names, each once."""
+        units = [unit for target in self.targets for unit in self.view(target).units]
+        named = [blob for unit in units for blob in (unit.graph, *unit.weights)]
+        named += [blob for blob in (self.tokenizer, self.chat_template) if blob is not None]
+        return tuple(dict.fromkeys(named))

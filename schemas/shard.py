@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from typing import Literal
 
-from edgeshard.schemas.common import Blob, Count, Digest, Positive, Precision, Schema, Target
+import msgspec
+
+from edgeshard.schemas.common import (
+    Blob,
+    Count,
+    Digest,
+    FloatType,
+    Positive,
+    Precision,
+    Schema,
+    Target,
+)
 from edgeshard.schemas.model import KvSpec
 
 
@@ -16,6 +27,9 @@ class ShardManifest(Schema, frozen=True, kw_only=True):
         num_units: units of the whole model; the shard has the head when `stop == num_units`.
         graph: takes `token_ids` (`start == 0`) or `hidden.START`; gives `logits` or `hidden.STOP`.
         weights: every blob that the graph points into.
+        opset, min_runtime, activations: as in the model's manifest.
+        provider_options: for the provider that the target was made for, by name; folders are
+            relative to one that the device chooses.
     """
 
     format: Literal["edgeshard.shard/1"] = "edgeshard.shard/1"
@@ -31,6 +45,10 @@ class ShardManifest(Schema, frozen=True, kw_only=True):
     vocab_size: Positive
     max_context: Positive
     kv: KvSpec
+    opset: Positive | None = None
+    min_runtime: str = ""
+    activations: FloatType = "float32"
+    provider_options: dict[str, str] = msgspec.field(default_factory=dict)
 
     @property
     def has_embedding(self) -> bool:

@@ -21,11 +21,12 @@ ROOT = Path(__file__).parents[1]
 FREE = {"edgeshard.errors", *sys.stdlib_module_names}
 ALLOWED = {
     "schemas": {"jsonschema", "msgspec"},
-    "artifacts": {"edgeshard.schemas", "onnx"},
+    "artifacts": {"edgeshard.schemas", "msgspec", "onnx"},
     "planner": {"edgeshard.schemas", "numpy"},
     "compiler": {
         *("edgeshard.artifacts", "edgeshard.schemas"),
-        *("gguf", "numpy", "onnx", "optimum", "safetensors", "torch", "transformers"),
+        *("gguf", "ml_dtypes", "msgspec", "numpy", "onnx", "optimum", "safetensors", "torch"),
+        "transformers",
     },
     "runtime": {
         *("edgeshard.artifacts", "edgeshard.schemas"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from edgeshard.errors import InputError
-from edgeshard.schemas.common import Objective, Precision, Target
+from edgeshard.schemas.common import FloatType, Objective, Precision, Target
 
 if TYPE_CHECKING:
     from edgeshard.artifacts.store import Store
@@ -24,11 +25,23 @@ def compile_command(
     precision: Annotated[
         str | None,
         typer.Option(
-            help="fp32, int8, int4, or stored (as in the GGUF); "
+            help="fp32, fp16, bf16, int8, int4, or stored (as in the GGUF); "
             "without it: stored for a quantised GGUF, fp32 otherwise."
         ),
     ] = None,
-    target: Annotated[str, typer.Option(help="ort (fused operators) or portable.")] = "ort",
+    target: Annotated[
+        str,
+        typer.Option(
+            help="ort (fused operators), portable, tensorrt, or several of them: ort,portable."
+        ),
+    ] = "ort",
+    activations: Annotated[
+        str | None,
+        typer.Option(
+            help="Type between the products, of keys and of values: float32, float16 or bfloat16; "
+            "without it: that of fp16 or bf16 weights, float32 otherwise."
+        ),
+    ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the model in the store.")] = None,
     cluster: Annotated[
         Path | None,
@@ -43,7 +56,10 @@ def compile_command(
         typer.Option(help="Secret key file of an operator; needed to measure live agents."),
     ] = None,
     objective: Annotated[str, typer.Option(help="latency or throughput.")] = "latency",
-    context: Annotated[int, typer.Option(min=1, help="Positions of a sequence.")] = 2048,
+    context: Annotated[
+        int,
+        typer.Option(min=1, help="Positions of a sequence; the tensorrt target is made for them."),
+    ] = 2048,
     slots: Annotated[int, typer.Option(min=1, help="Sequences held at once.")] = 1,
     plan: Annotated[
         Path, typer.Option(help="Write the plan here, and a measured profile beside it.")
@@ -57,17 +73,27 @@ def compile_command(
     from edgeshard.artifacts.store import Store
 
     # Whatever can be refused is refused before the long part.
-    chosen = _choices(precision, target, objective)
+    chosen = _choices(precision, target, activations, objective)
     measured = _offline_profile(profile, cluster)
     if (cluster or profile) and plan.exists() and not force:
         raise InputError(f"{plan} exists; give --force to replace it or --plan for another place")
     if cluster and not profile and not key:
         raise InputError("--cluster measures live agents and needs --key; or give --profile")
     store = Store(out)
-    compiled = run_compile(model, store, chosen[0], chosen[1], name)
+    first, *variants = chosen[1]
+    compiled = run_compile(
+        model,
+        store,
+        chosen[0],
+        first,
+        name,
+        variants=variants,
+        activations=chosen[2],
+        context=context,
+    )
     if cluster or profile:
         _plan_and_fuse(
-            store, compiled, cluster, key, measured, chosen[2], context, slots, plan, force
+            store, compiled, cluster, key, measured, chosen[3], context, slots, plan, force
         )
 
 
@@ -78,6 +104,10 @@ def run_compile(
     target: Target,
     name: str | None = None,
     console: Console | None = None,
+    *,
+    variants: Sequence[Target] = (),
+    activations: FloatType | None = None,
+    context: int = 2048,
 ) -> Compiled:
     """Compile with a progress bar on standard error, and say what came out."""
     try:
@@ -102,6 +132,9 @@ def run_compile(
             name=name,
             precision=precision,
             target=target,
+            variants=variants,
+            activations=activations,
+            context=context,
             on_progress=lambda p: bar.update(
                 task, description=f"{p.step:<22}", completed=p.done, total=max(p.total, 1)
             ),
@@ -109,29 +142,32 @@ def run_compile(
     manifest = compiled.manifest
     for notice in compiled.notices:
         typer.echo(f"note: {notice}", err=True)
-    blobs = {blob.digest: blob.size_bytes for unit in manifest.units for blob in unit.weights}
+    weights = sum(blob.size_bytes for blob in manifest.blobs() if blob.suffix == ".safetensors")
     typer.echo(
-        f"{manifest.name}: {len(manifest.units)} units, {sum(blobs.values()) / 1e6:.1f} MB of "
-        f"weights, {manifest.precision} for {manifest.target}\n{compiled.blob.digest}"
+        f"{manifest.name}: {len(manifest.units)} units, {weights / 1e6:.1f} MB of weights, "
+        f"{manifest.precision} for {' and '.join(manifest.targets)}\n{compiled.blob.digest}"
     )
     return compiled
 
 
 def _choices(
-    precision: str | None, target: str, objective: str
-) -> tuple[Precision | None, Target, Objective]:
+    precision: str | None, target: str, activations: str | None, objective: str
+) -> tuple[Precision | None, tuple[Target, ...], FloatType | None, Objective]:
     from typing import cast, get_args
 
+    targets = tuple(dict.fromkeys(target.split(",")))
     for what, value, known in (
         ("precision", precision, get_args(Precision)),
-        ("target", target, get_args(Target)),
+        *(("target", one, get_args(Target)) for one in targets),
+        ("activations", activations, get_args(FloatType)),
         ("objective", objective, get_args(Objective)),
     ):
         if value is not None and value not in known:
             raise InputError(f"unknown {what} {value!r}; known: {', '.join(known)}")
     return (
         cast("Precision | None", precision),
-        cast("Target", target),
+        cast("tuple[Target, ...]", targets),
+        cast("FloatType | None", activations),
         cast("Objective", objective),
     )
 
@@ -163,6 +199,7 @@ def _plan_and_fuse(
     from edgeshard.cli.plan import write_plan
     from edgeshard.schemas import files
     from edgeshard.schemas.cluster import Cluster
+    from edgeshard.schemas.targets import view_for
 
     assert cluster_path is not None
     cluster = files.read(cluster_path, Cluster)
@@ -180,7 +217,8 @@ def _plan_and_fuse(
         manifest, blob, measured, cluster.source, objective, context, slots, plan_path, force=force
     )
     for index, stage in enumerate(made.stages):
-        shard, shard_blob = fuse(store, manifest, blob, stage.start, stage.stop)
+        view = view_for(manifest, stage.provider)
+        shard, shard_blob = fuse(store, view, blob, stage.start, stage.stop)
         typer.echo(
             f"shard {index} for {stage.device}: {shard.weights_bytes / 1e6:.1f} MB of weights, "
             f"graph {store.path(shard.graph)}, manifest {shard_blob.digest}"

@@ -92,9 +92,8 @@ def _text(path: Path | None, quality: bool) -> str:
 
 
 def _check_blobs(store: Store, manifest: ModelManifest) -> int:
-    blobs = {b.digest: b for unit in manifest.units for b in (unit.graph, *unit.weights)}
-    blobs |= {b.digest: b for b in (manifest.tokenizer, manifest.chat_template) if b is not None}
-    store.verify(blobs.values())
+    blobs = manifest.blobs()
+    store.verify(blobs)
     return len(blobs)
 
 

@@ -21,7 +21,7 @@ def _texts(variant: str) -> list[list[int]]:
     return [generated(reference(variant), prompt, NUM_TOKENS) for prompt in PROMPTS]
 
 
-@pytest.mark.parametrize("target", ["ort", "portable"])
+@pytest.mark.parametrize("target", ["ort", "portable", "tensorrt"])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_greedy_tokens_over_three_shards_equal_transformers(variant: str, target: Target) -> None:
     with compiled(variant, "fp32", target).chain(*CUTS) as chain:

@@ -53,8 +53,8 @@ def test_an_unsupported_architecture_is_named_with_what_is_supported(tmp_path: P
 @pytest.mark.parametrize(
     ("option", "value", "known"),
     [
-        ("--precision", "int3", "stored, fp32, int8, int4"),
-        ("--target", "cuda", "ort, portable"),
+        ("--precision", "int3", "stored, fp32, fp16, bf16, int8, int4"),
+        ("--target", "cuda", "ort, portable, tensorrt"),
         ("--objective", "cheapest", "latency, throughput"),
     ],
 )

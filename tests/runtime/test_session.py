@@ -25,6 +25,9 @@ KINDS: list[tuple[Precision, Target]] = [
     ("int4", "ort"),
     ("fp32", "portable"),
     ("int4", "portable"),
+    ("fp16", "ort"),
+    ("fp32", "tensorrt"),
+    ("int8", "tensorrt"),
 ]
 every_kind = pytest.mark.parametrize(("precision", "target"), KINDS)
 

@@ -1,0 +1,52 @@
+"""How each matrix is to lie in the store: as stored where the bits agree, else converted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from edgeshard.compiler.encoding import FLOAT, ROWS, STORED, Encoding, block_encoding
+from edgeshard.compiler.lowering import precision_bits
+from edgeshard.schemas.common import Precision, Target
+
+QUANTISED_AS_BYTES = "Q"  # GGUF's block types all start so; those we cannot import become int8
+
+
+def choose_encoding(
+    weight: str,
+    stored: str,
+    columns: int,
+    precision: Precision,
+    target: Target,
+    notice: Callable[[str], None],
+) -> Encoding:
+    """Choose the encoding of a matrix.
+
+    Args:
+        weight: its name.
+        stored: its type in the checkpoint.
+        columns: length of its rows.
+        precision: of the model.
+        target: whose operators read it.
+        notice: told what a person should know.
+    """
+    encoding = STORED.get(stored)
+    if precision in ("fp32", "fp16", "bf16"):
+        return FLOAT
+    if precision == "stored":
+        if encoding is not None:
+            return encoding
+        if not stored.startswith(QUANTISED_AS_BYTES):
+            return FLOAT
+        notice(f"{stored} tensors are converted to int8")
+        return block_encoding(8, columns)
+    bits = precision_bits(precision)
+    if target == "tensorrt":
+        return FLOAT if weight == "embed_tokens.weight" else ROWS
+    if encoding is not None and encoding.bits == bits and encoding.kind == "blocks":
+        return encoding
+    if stored.startswith(QUANTISED_AS_BYTES):
+        notice(f"{stored} tensors are requantised to {precision}")
+    chosen = block_encoding(bits, columns)
+    if chosen == FLOAT:
+        notice(f"rows of {columns} are no multiple of 16 and stay fp32")
+    return chosen
