@@ -18,6 +18,8 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Literal
 
+import numpy as np
+
 from edgeshard.errors import PlanError
 from edgeshard.planner.algorithm1 import algorithm1
 from edgeshard.planner.algorithm2 import algorithm2
@@ -75,18 +77,15 @@ def baseline(
 
 def only(costs: CostTable, devices: Sequence[int]) -> CostTable:
     """The cost table of some of its devices, the source among them, in the order given."""
-
-    def pairs(table: tuple[tuple[float, ...], ...]) -> tuple[tuple[float, ...], ...]:
-        return tuple(tuple(table[a][b] for b in devices) for a in devices)
-
+    pairs = np.ix_(devices, devices)
     return dataclasses.replace(
         costs,
         source=devices.index(costs.source),
         devices=tuple(costs.devices[device] for device in devices),
-        hop_seconds=pairs(costs.hop_seconds),
-        hop_busy_seconds=pairs(costs.hop_busy_seconds),
-        prefill_hop_seconds=pairs(costs.prefill_hop_seconds),
-        return_seconds=tuple(costs.return_seconds[device] for device in devices),
+        hop_seconds=costs.hop_seconds[pairs],
+        hop_busy_seconds=costs.hop_busy_seconds[pairs],
+        prefill_hop_seconds=costs.prefill_hop_seconds[pairs],
+        return_seconds=costs.return_seconds[list(devices)],
     )
 
 

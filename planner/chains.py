@@ -1,113 +1,76 @@
-"""The best chain of stages over a set of devices: exact dynamic programming.
+"""A chain of stages over groups of equal devices, and what it costs.
 
     source ─► [0, a) on the source ─► [a, b) on a device ─► … ─► [z, N) on a device ─► source
 
-Every device hosts at most one interval, so a chain is known by the units that are done, the set of
-devices that it used and the last of them:
+Devices that nothing tells apart form a group, so that a solver counts them instead of naming them.
+A group hosts at most as many stages as it has devices.
 
-    best[used, last, done] = min over (previous, begun) of
-        best[used - last, previous, begun] join hop[previous, last] join stage[last, begun, done]
-
-`join` is the sum (latency, bytes) or the maximum (bottleneck). 2^(M-1) x M x N^2 steps for M
-devices and N units; the N^2 is one array operation.
-
-Axes: U used set (bit i: the i-th device beside the source), D device, N units done.
+Axes: C stage class, G group, N units done.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 Costs = npt.NDArray[np.float64]
-Join = Callable[[Costs, Costs], Costs]
-Link = tuple[int, int, int]
+Counts = npt.NDArray[np.int32]
+Indices = npt.NDArray[np.intp]
+Mask = npt.NDArray[np.bool_]
 
-MAX_DEVICES = 14
-"""Most devices of a problem: time and memory double with each one."""
+Link = tuple[int, int, int]
+"""A stage of a chain: `(group or device, start, stop)`."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ChainProblem:
-    """Costs of every stage and hop; infinity forbids.
+    """Costs of every stage and hop, all at least 0; infinity forbids.
 
     Attributes:
-        stage: `[D, start, stop]`; finite only from unit 0 on the source, and only beyond elsewhere.
-        hop: `[D from, D to]`.
-        way_back: `[D]`, from the last stage to the source.
-        source: the device of the first stage.
-        join: how the costs of a chain come together, `numpy.add` or `numpy.maximum`.
+        stage: `[C, start, stop]`; finite only from unit 0 for the source's class, and only beyond
+            for others.
+        class_of: `[G]`, the stage class of a group.
+        count: `[G]`, devices of a group; 1 for the source.
+        hop: `[G from, G to]`; on the diagonal, between two devices of the group.
+        way_back: `[G]`, from the last stage to the source.
+        source: the group of the first stage.
     """
 
     stage: Costs
+    class_of: Indices
+    count: Counts
     hop: Costs
     way_back: Costs
     source: int
-    join: Join
+
+    @property
+    def num_groups(self) -> int:
+        """Groups of equal devices."""
+        return len(self.count)
+
+    @property
+    def num_units(self) -> int:
+        """Units of the whole model."""
+        return int(self.stage.shape[1]) - 1
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class ChainTable:
-    """The solved problem: `best[U, D, N]`, and the device of each bit of U."""
-
-    problem: ChainProblem
-    best: Costs
-    others: tuple[int, ...]
+def chain_cost(problem: ChainProblem, chain: Sequence[Link]) -> float:
+    """The sum over a chain's stages, hops and way back."""
+    stages = sum(float(problem.stage[problem.class_of[g], i, j]) for g, i, j in chain)
+    hops = sum(float(problem.hop[a, b]) for (a, _, _), (b, _, _) in itertools.pairwise(chain))
+    return stages + hops + float(problem.way_back[chain[-1][0]])
 
 
-def solve_chains(problem: ChainProblem) -> ChainTable:
-    """Find the best chain for every used set, last device and number of units done."""
-    num_devices, num_places, _ = problem.stage.shape
-    assert num_devices <= MAX_DEVICES
-    others = tuple(device for device in range(num_devices) if device != problem.source)
-    best = np.full((1 << len(others), num_devices, num_places), np.inf)
-    best[0, problem.source] = problem.stage[problem.source, 0]
-    arriving = problem.hop.T[:, :, None]
-    for used in range(1, 1 << len(others)):
-        for bit, device in enumerate(others):
-            if used >> bit & 1:
-                before = best[used ^ (1 << bit)]
-                begun = problem.join(before, arriving[device]).min(axis=0)
-                best[used, device] = problem.join(begun[:, None], problem.stage[device]).min(axis=0)
-    return ChainTable(problem, best, others)
+def is_within(problem: ChainProblem, chain: Sequence[Link]) -> bool:
+    """Whether no group hosts more stages than it has devices."""
+    return bool((visits(problem, chain) <= problem.count).all())
 
 
-def chain_cost(table: ChainTable, device: int | None = None) -> float:
-    """Cost of the best chain, or of the best one that uses `device`; infinity where none exists."""
-    return float(_totals(table, device).min())
-
-
-def best_chain(table: ChainTable) -> tuple[Link, ...]:
-    """The best chain as `(device, start, stop)`: of equal ones, one of the fewest devices.
-
-    The chain must exist.
-    """
-    problem = table.problem
-    totals = _totals(table, None)
-    sizes = [(used.bit_count(), used) for used in range(len(totals))]
-    cost = totals.min()
-    used = next(used for _, used in sorted(sizes) if totals[used].min() == cost)
-    device, stop = int(totals[used].argmin()), problem.stage.shape[1] - 1
-    chain = []
-    while used:
-        used ^= 1 << table.others.index(device)
-        arrived = problem.join(table.best[used], problem.hop[:, device, None])
-        choices = problem.join(arrived, problem.stage[None, device, :, stop])
-        previous, start = divmod(int(choices.argmin()), choices.shape[1])
-        chain.append((device, start, stop))
-        device, stop = previous, start
-    chain.append((problem.source, 0, stop))
-    return tuple(reversed(chain))
-
-
-def _totals(table: ChainTable, device: int | None) -> Costs:
-    """Cost of the best whole chain of each used set and last device, axes `[U, D]`."""
-    totals = table.problem.join(table.best[:, :, -1], table.problem.way_back[None, :])
-    if device is None or device == table.problem.source:
-        return totals
-    bit = 1 << table.others.index(device)
-    unused = (np.arange(len(totals)) & bit) == 0
-    return np.where(unused[:, None], np.inf, totals)
+def visits(problem: ChainProblem, chain: Sequence[Link]) -> Counts:
+    """Stages on each group, axes `[G]`."""
+    groups = np.array([group for group, _, _ in chain], np.intp)
+    return np.bincount(groups, minlength=problem.num_groups).astype(np.int32)

@@ -12,6 +12,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+
 from edgeshard.errors import InputError, PlanError
 from edgeshard.planner.units import (
     ProviderCosts,
@@ -24,7 +27,9 @@ from edgeshard.planner.units import (
 from edgeshard.schemas.common import Precision
 from edgeshard.schemas.model import ModelManifest
 from edgeshard.schemas.plan import LeftOut
-from edgeshard.schemas.profile import DeviceProfile, LinkProfile, Profile
+from edgeshard.schemas.profile import DeviceProfile, Profile
+
+Seconds = npt.NDArray[np.float64]
 
 HEADER_BYTES = 200
 """About what a frame carries beside its tensor."""
@@ -49,7 +54,7 @@ class DeviceCosts:
     providers: tuple[ProviderCosts, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class CostTable:
     """Everything that decides a partition. Devices are meant by their index in `devices`.
 
@@ -59,10 +64,10 @@ class CostTable:
         unit_names: units in order.
         kv_bytes: keys and values of each unit for all slots; 0 beside blocks.
         shared: blobs that units share, by neighbouring users.
-        hop_seconds: `[from][to]`, time of a decode step's frame.
-        hop_busy_seconds: `[from][to]`, the part of it that the next frame has to wait for.
-        prefill_hop_seconds: `[from][to]`, time of the whole prompt's hidden states.
-        return_seconds: time of a token from each device to the source.
+        hop_seconds: `[from, to]`, time of a decode step's frame.
+        hop_busy_seconds: `[from, to]`, the part of it that the next frame has to wait for.
+        prefill_hop_seconds: `[from, to]`, time of the whole prompt's hidden states.
+        return_seconds: `[from]`, time of a token from each device to the source.
         entry_seconds: time of a token from the coordinator to the first stage.
         left_out: devices that the profile says too little of, and why.
     """
@@ -74,10 +79,10 @@ class CostTable:
     kv_bytes: tuple[int, ...]
     shared: tuple[SharedBlob, ...]
     devices: tuple[DeviceCosts, ...]
-    hop_seconds: tuple[tuple[float, ...], ...]
-    hop_busy_seconds: tuple[tuple[float, ...], ...]
-    prefill_hop_seconds: tuple[tuple[float, ...], ...]
-    return_seconds: tuple[float, ...]
+    hop_seconds: Seconds
+    hop_busy_seconds: Seconds
+    prefill_hop_seconds: Seconds
+    return_seconds: Seconds
     left_out: tuple[LeftOut, ...]
 
     @property
@@ -112,80 +117,72 @@ def build_costs(
     if source not in names:
         known = ", ".join(names) or "none"
         raise InputError(f"source {source} is not in the profile, which has {known}")
-    links = _links(profile)
+    latency, rate = _links(profile)
     devices: list[DeviceCosts] = []
     left_out: list[LeftOut] = []
-    for device in profile.devices:
+    usable: list[int] = []
+    for index, device in enumerate(profile.devices):
         first_unit = 0 if device.name == source else 1
         providers = provider_costs(model, device, workload, first_unit)
         if providers:
-            devices.append(_device(device, providers, links))
+            usable.append(index)
+            devices.append(_device(device, providers, float(latency[index, index])))
         else:
             reason = unmeasured(model, device, workload, first_unit)
             left_out.append(LeftOut(device=device.name, reason=reason))
-    usable = [device.name for device in devices]
-    if source not in usable:
+    places = [device.name for device in devices]
+    if source not in places:
         reason = next(left.reason for left in left_out if left.device == source)
         raise PlanError(f"source {source}: {reason}")
+    place = places.index(source)
     frame_bytes = model.hidden_size * ACTIVATION_BYTES
     decode_bytes = frame_bytes + HEADER_BYTES
     prefill_bytes = frame_bytes * workload.prompt_tokens + HEADER_BYTES
-
-    def hops(size_bytes: int, with_latency: bool) -> tuple[tuple[float, ...], ...]:
-        return tuple(
-            tuple(_transfer(links.get((a, b)), size_bytes, with_latency) for b in usable)
-            for a in usable
-        )
-
+    latency, rate = (table[np.ix_(usable, usable)] for table in (latency, rate))
+    busy = np.where(np.isfinite(latency), decode_bytes / rate, np.inf)
+    way_back = latency[:, place].copy()
+    way_back[place] = devices[place].loopback_seconds
     block_bytes = model.kv.bytes_per_token() * workload.context * workload.slots
     return CostTable(
-        source=usable.index(source),
+        source=place,
         workload=workload,
         precision=model.precision,
         unit_names=tuple(unit.name for unit in model.units),
         kv_bytes=tuple(block_bytes if unit.kind == "block" else 0 for unit in model.units),
         shared=shared_blobs(model),
         devices=tuple(devices),
-        hop_seconds=hops(decode_bytes, True),
-        hop_busy_seconds=hops(decode_bytes, False),
-        prefill_hop_seconds=hops(prefill_bytes, True),
-        return_seconds=tuple(
-            device.loopback_seconds
-            if device.name == source
-            else _transfer(links.get((device.name, source)), 0, True)
-            for device in devices
-        ),
+        hop_seconds=latency + decode_bytes / rate,
+        hop_busy_seconds=busy,
+        prefill_hop_seconds=latency + prefill_bytes / rate,
+        return_seconds=way_back,
         left_out=tuple(left_out),
     )
 
 
-def _links(profile: Profile) -> dict[tuple[str, str], LinkProfile]:
+def _links(profile: Profile) -> tuple[Seconds, Seconds]:
+    """Latency and bytes per second of every pair of devices; infinite latency where unmeasured."""
+    index = {device.name: number for number, device in enumerate(profile.devices)}
+    latency = np.full((len(index), len(index)), np.inf)
+    rate = np.ones((len(index), len(index)))
     for link in profile.links:
         if not 0 < link.bytes_per_second < math.inf:
             raise InputError(
                 f"the profile's link {link.source} -> {link.target} has {link.bytes_per_second} "
                 "bytes per second, more than 0 are needed; run `esc profile` again"
             )
-    return {(link.source, link.target): link for link in profile.links}
-
-
-def _transfer(link: LinkProfile | None, size_bytes: int, with_latency: bool) -> float:
-    if link is None:
-        return math.inf
-    latency = link.latency_seconds if with_latency else 0.0
-    return latency + size_bytes / link.bytes_per_second
+        if link.source in index and link.target in index:
+            pair = index[link.source], index[link.target]
+            latency[pair], rate[pair] = link.latency_seconds, link.bytes_per_second
+    return latency, rate
 
 
 def _device(
-    device: DeviceProfile,
-    providers: tuple[ProviderCosts, ...],
-    links: dict[tuple[str, str], LinkProfile],
+    device: DeviceProfile, providers: tuple[ProviderCosts, ...], loopback_seconds: float
 ) -> DeviceCosts:
-    loopback = links.get((device.name, device.name))
     return DeviceCosts(
         name=device.name,
         step_overhead_seconds=device.step_overhead_seconds,
-        loopback_seconds=loopback.latency_seconds if loopback else 0.0,
+        loopback_seconds=loopback_seconds if math.isfinite(loopback_seconds) else 0.0,
         baseline_bytes=device.baseline_bytes,
         workspace_bytes=device.workspace_bytes,
         limit_bytes=device.memory_bytes,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from edgeshard.planner.costs import CostTable
 from edgeshard.planner.memory import MIB, stage_memory
 from edgeshard.planner.partition import Partition
@@ -45,10 +47,10 @@ def _reason(costs: CostTable, partition: Partition, objective: Objective, device
 
 
 def _no_chain(costs: CostTable, device: int) -> str:
-    others = [other for other in range(len(costs.devices)) if other != device]
-    if all(math.isinf(costs.hop_seconds[other][device]) for other in others):
+    others = np.arange(len(costs.devices)) != device
+    if np.isinf(costs.hop_seconds[others, device]).all():
         return "no link to it was measured"
-    onward = [costs.hop_seconds[device][other] for other in others if other != costs.source]
-    if all(math.isinf(seconds) for seconds in [*onward, costs.return_seconds[device]]):
+    onward = costs.hop_seconds[device, others & (np.arange(len(others)) != costs.source)]
+    if np.isinf(onward).all() and math.isinf(costs.return_seconds[device]):
         return "no link from it was measured"
     return "no chain through it has measured links and fits in memory"

@@ -2,37 +2,33 @@
 
     latency      smallest sum of stages and hops, from the coordinator to the last stage and back
     throughput   smallest bottleneck: the slowest stage, or the longest that a frame keeps a link
-                 busy; of equal ones, the smallest sum
+                 busy; of equal ones, a small sum
 
-Exact over interval mappings: unit 0 on the source, contiguous stages, each device at most once. The
+Over interval mappings: unit 0 on the source, contiguous stages, each device at most once. The
 provider of a stage is the fastest one that fits, as nothing outside the stage depends on it.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from edgeshard.errors import PlanError
-from edgeshard.planner.chains import (
-    MAX_DEVICES,
-    ChainProblem,
-    ChainTable,
-    Costs,
-    best_chain,
-    chain_cost,
-    solve_chains,
-)
+from edgeshard.planner.bottleneck import any_chain, smallest_bottleneck
+from edgeshard.planner.chains import Costs, Link
+from edgeshard.planner.cheapest import EXACT, Effort, cheapest_chain
 from edgeshard.planner.costs import CostTable, DeviceCosts
+from edgeshard.planner.groups import DeviceTable, group, name_devices, name_groups
 from edgeshard.planner.memory import missing_table
+from edgeshard.planner.relaxation import potentials, through
 from edgeshard.planner.shortage import shortage
 from edgeshard.schemas.common import Objective
 
-TIE = 1e-9
-"""Bottlenecks that differ by less, relatively, differ by rounding only."""
+TIE_EFFORT = Effort(num_values=2e7, num_rounds=1)
+"""What is spent on the sum where the bottleneck decides."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,100 +43,140 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Partition:
-    """The best spans in the order of the chain.
+    """The best spans found, in the order of the chain.
 
     Attributes:
         seconds: the objective: time of a token, or of its slowest stage or link.
-        seconds_with: per device, the objective of the best partition that uses it; infinity where
+        bound_seconds: no partition is better than this; equal to `seconds` where none is better.
+        seconds_with: per device, no partition that uses it is better than this; infinity where
             there is none.
     """
 
     spans: tuple[Span, ...]
     seconds: float
+    bound_seconds: float
     seconds_with: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Hosts:
-    """The devices that can host a unit, by their indices, and their costs as arrays."""
+    """The devices that can host a unit, by their indices, and what stages and links cost there."""
 
     devices: tuple[int, ...]
-    source: int
-    stage: Costs
+    table: DeviceTable
     provider: npt.NDArray[np.intp]
-    hop: Costs
-    busy: Costs
-    way_back: Costs
+
+    def partition(
+        self, costs: CostTable, chain: tuple[Link, ...], seconds: float, bound: float, each: Costs
+    ) -> Partition:
+        """The partition that a chain over the hosts is."""
+        seconds_with = np.full(len(costs.devices), math.inf)
+        seconds_with[list(self.devices)] = np.maximum(each, bound)
+        kinds = self.table.class_of
+        return Partition(
+            spans=tuple(
+                Span(self.devices[host], int(self.provider[kinds[host], i, j]), i, j)
+                for host, i, j in chain
+            ),
+            seconds=seconds,
+            bound_seconds=bound,
+            seconds_with=tuple(seconds_with.tolist()),
+        )
 
 
-def best_partition(costs: CostTable, objective: Objective) -> Partition:
-    """Find the best partition.
+def best_partition(
+    costs: CostTable, objective: Objective, effort: Effort | None = None
+) -> Partition:
+    """Find the best partition, or a good one and how much better another could be at most.
 
     Args:
         costs: what everything costs.
         objective: what to make small.
+        effort: how long to look where it is hard; None: some seconds at most for 100 devices.
 
     Raises:
-        PlanError: nothing fits in memory, or too many devices could host a unit.
+        PlanError: nothing fits in memory.
     """
     hosts = _hosts(costs)
-    if objective == "latency":
-        table = decisive = _solve_latency(hosts, math.inf)
-        entry = costs.entry_seconds
-    else:
-        decisive = _solve_bottleneck(hosts)
-        table = _solve_latency(hosts, chain_cost(decisive) * (1 + TIE))
-        entry = 0.0
-    if math.isinf(chain_cost(table)):
+    solve = _best_latency if objective == "latency" else _best_throughput
+    return solve(costs, hosts, effort or Effort())
+
+
+def _best_latency(costs: CostTable, hosts: _Hosts, effort: Effort) -> Partition:
+    problem, members = group(hosts.table)
+    best = cheapest_chain(problem, effort)
+    if best.chain is None and math.isfinite(best.bound):
+        known = any_chain(hosts.table, effort)
+        if known.chain is not None:
+            best = cheapest_chain(problem, effort, name_groups(known.chain, members))
+        elif not known.is_certain:
+            raise _undecided(hosts)
+    if best.chain is None:
         raise PlanError(shortage(costs))
-    seconds_with = [math.inf] * len(costs.devices)
-    for index, device in enumerate(hosts.devices):
-        seconds_with[device] = entry + chain_cost(decisive, index)
-    return Partition(
-        spans=tuple(
-            Span(hosts.devices[index], int(hosts.provider[index, start, stop]), start, stop)
-            for index, start, stop in best_chain(table)
-        ),
-        seconds=entry + chain_cost(decisive),
-        seconds_with=tuple(seconds_with),
-    )
+    each = np.empty(len(hosts.devices))
+    for devices, least in zip(members, through(problem, best.found), strict=True):
+        each[list(devices)] = least
+    entry = costs.entry_seconds
+    chain = name_devices(best.chain, members)
+    return hosts.partition(costs, chain, entry + best.cost, entry + best.bound, entry + each)
 
 
-def _solve_latency(hosts: _Hosts, limit_seconds: float) -> ChainTable:
-    """Smallest sums over chains whose stages and links all stay within the limit."""
-    stage = np.where(hosts.stage <= limit_seconds, hosts.stage, np.inf)
-    hop = np.where(hosts.busy <= limit_seconds, hosts.hop, np.inf)
-    return solve_chains(ChainProblem(stage, hop, hosts.way_back, hosts.source, np.add))
+def _best_throughput(costs: CostTable, hosts: _Hosts, effort: Effort) -> Partition:
+    best = smallest_bottleneck(hosts.table, effort)
+    if best.chain is None and math.isfinite(best.bound):
+        raise _undecided(hosts)
+    if best.chain is None:
+        raise PlanError(shortage(costs))
+    problem, members = group(hosts.table.within(best.seconds * (1 + EXACT)))
+    known = name_groups(best.chain, members)
+    chain = cheapest_chain(problem, TIE_EFFORT, known).chain or known
+    each = _least_bottlenecks(hosts.table)
+    return hosts.partition(costs, name_devices(chain, members), best.seconds, best.bound, each)
 
 
-def _solve_bottleneck(hosts: _Hosts) -> ChainTable:
-    """Smallest maxima. A token on its way back keeps no link busy."""
-    way_back = np.where(np.isfinite(hosts.way_back), 0.0, np.inf)
-    return solve_chains(ChainProblem(hosts.stage, hosts.busy, way_back, hosts.source, np.maximum))
+def _least_bottlenecks(table: DeviceTable) -> Costs:
+    """Lower bound of the bottleneck of a chain that uses a device, axes `[D]`."""
+    problem, members = group(table)
+    reached = np.isfinite(through(problem, potentials(problem, np.zeros(problem.num_groups))))
+    least = table.stage.min(axis=(1, 2))[table.class_of]
+    apart = np.where(np.eye(len(table.busy), dtype=np.bool_), np.inf, table.busy)
+    inward = np.where(np.arange(len(least)) == table.source, 0.0, apart.min(axis=0))
+    onward = np.where(np.isfinite(table.way_back), 0.0, apart.min(axis=1))
+    bottleneck: Costs = np.maximum(least, np.maximum(inward, onward))
+    for devices, is_reached in zip(members, reached, strict=True):
+        if not is_reached:
+            bottleneck[list(devices)] = np.inf
+    return bottleneck
 
 
 def _hosts(costs: CostTable) -> _Hosts:
-    stages, providers = zip(
-        *(_stages(costs, device) for device in range(len(costs.devices))), strict=True
-    )
-    devices = [device for device, stage in enumerate(stages) if np.isfinite(stage).any()]
-    if costs.source not in devices:
+    """Stages of equal devices are computed once; who can host nothing is left out."""
+    kinds: dict[tuple[DeviceCosts, bool], int] = {}
+    kind_of = [
+        kinds.setdefault((_kind(device), index == costs.source), len(kinds))
+        for index, device in enumerate(costs.devices)
+    ]
+    first = [kind_of.index(kind) for kind in range(len(kinds))]
+    stages, providers = zip(*(_stages(costs, device) for device in first), strict=True)
+    can_host = [bool(np.isfinite(stage).any()) for stage in stages]
+    if not can_host[kind_of[costs.source]]:
         raise PlanError(shortage(costs))
-    if len(devices) > MAX_DEVICES:
-        raise PlanError(
-            f"{len(devices)} devices could host a part of the model, at most {MAX_DEVICES} can be "
-            "planned over; profile fewer devices"
-        )
+    devices = [device for device, kind in enumerate(kind_of) if can_host[kind]]
     pairs = np.ix_(devices, devices)
-    return _Hosts(
-        devices=tuple(devices),
+    table = DeviceTable(
+        stage=np.stack(stages),
+        class_of=np.array([kind_of[device] for device in devices], np.intp),
+        hop=costs.hop_seconds[pairs],
+        busy=costs.hop_busy_seconds[pairs],
+        way_back=costs.return_seconds[devices],
         source=devices.index(costs.source),
-        stage=np.stack([stages[device] for device in devices]),
-        provider=np.stack([providers[device] for device in devices]),
-        hop=np.array(costs.hop_seconds)[pairs],
-        busy=np.array(costs.hop_busy_seconds)[pairs],
-        way_back=np.array(costs.return_seconds)[devices],
     )
+    return _Hosts(tuple(devices), table, np.stack(providers))
+
+
+def _kind(device: DeviceCosts) -> DeviceCosts:
+    """Equal for devices whose stages cost the same."""
+    return replace(device, name="", loopback_seconds=0.0)
 
 
 def _stages(costs: CostTable, device: int) -> tuple[Costs, npt.NDArray[np.intp]]:
@@ -170,3 +206,10 @@ def _compute_seconds(place: DeviceCosts, provider: int) -> Costs:
     sums = np.concatenate([np.zeros(1), np.cumsum(np.where(np.isfinite(seconds), seconds, 0.0))])
     differences: Costs = sums[None, :] - sums[:, None]
     return place.step_overhead_seconds + differences
+
+
+def _undecided(hosts: _Hosts) -> PlanError:
+    return PlanError(
+        f"no plan over {len(hosts.devices)} devices was found, nor a proof that there is none; "
+        "memory is tight: try a smaller context, fewer slots or int4 weights, or add devices"
+    )

@@ -22,7 +22,7 @@ from edgeshard.planner.partition import Span, best_partition
 from edgeshard.planner.units import Workload
 from edgeshard.schemas.common import Objective
 from edgeshard.schemas.model import ModelManifest
-from edgeshard.schemas.plan import LeftOut, Plan, Stage
+from edgeshard.schemas.plan import Certificate, LeftOut, Plan, Stage
 from edgeshard.schemas.profile import Profile
 
 NEW_TOKENS = 128
@@ -68,7 +68,7 @@ def make_plan(
     _check("decode context", decode_context, 0, context, "the planned context")
     workload = Workload(context, slots, prompt_tokens, decode_context)
     costs = build_costs(model, profile, source, workload)
-    spans, left_out = _choose(costs, objective, method)
+    spans, left_out, certificate = _choose(costs, objective, method)
     stages = _stages(costs, spans)
     way_in = costs.entry_seconds
     token_seconds = way_in + sum(stage.decode_seconds + stage.hop_seconds for stage in stages)
@@ -92,16 +92,18 @@ def make_plan(
         bottleneck=busiest,
         one_device=one_device(costs),
         left_out=left_out,
+        certificate=certificate,
     )
 
 
 def _choose(
     costs: CostTable, objective: Objective, method: Method | None
-) -> tuple[tuple[Span, ...], tuple[LeftOut, ...]]:
-    """The spans, and why other devices have none."""
+) -> tuple[tuple[Span, ...], tuple[LeftOut, ...], Certificate | None]:
+    """The spans, why other devices have none, and how good that is; baselines prove nothing."""
     if method is None:
         best = best_partition(costs, objective)
-        return best.spans, why_left_out(costs, best, objective)
+        certificate = Certificate(seconds=best.seconds, bound_seconds=best.bound_seconds)
+        return best.spans, why_left_out(costs, best, objective), certificate
     spans = baseline(costs, method, objective)
     hosts = [span.device for span in spans]
     for host in hosts:
@@ -113,7 +115,8 @@ def _choose(
             )
     unused = [device.name for i, device in enumerate(costs.devices) if i not in hosts]
     reason = f"{method} does not use it"
-    return spans, costs.left_out + tuple(LeftOut(device=name, reason=reason) for name in unused)
+    left_out = costs.left_out + tuple(LeftOut(device=name, reason=reason) for name in unused)
+    return spans, left_out, None
 
 
 def _check(what: str, value: int, least: int, most: int | None, limit: str) -> None:
@@ -150,10 +153,10 @@ def _stages(costs: CostTable, spans: tuple[Span, ...]) -> tuple[Stage, ...]:
 def _hop(costs: CostTable, span: Span, following: Span | None) -> tuple[float, float, float]:
     """Seconds from a span to the next, or back: a token's, the part that is busy, the prompt's."""
     if following is None:
-        back = costs.return_seconds[span.device]
+        back = float(costs.return_seconds[span.device])
         return back, 0.0, back
     tables = (costs.hop_seconds, costs.hop_busy_seconds, costs.prefill_hop_seconds)
-    hop, busy, prefill = (table[span.device][following.device] for table in tables)
+    hop, busy, prefill = (float(table[span.device, following.device]) for table in tables)
     return hop, busy, prefill
 
 
@@ -161,8 +164,8 @@ def _prefill_seconds(costs: CostTable, spans: tuple[Span, ...], stages: tuple[St
     """From the first stage's start to the first token's arrival at the source."""
     compute = sum(stage.prefill_seconds for stage in stages)
     pairs = itertools.pairwise(spans)
-    hops = sum(costs.prefill_hop_seconds[left.device][right.device] for left, right in pairs)
-    return compute + hops + costs.return_seconds[spans[-1].device]
+    hops = sum(float(costs.prefill_hop_seconds[a.device, b.device]) for a, b in pairs)
+    return compute + hops + float(costs.return_seconds[spans[-1].device])
 
 
 def _busiest(
@@ -175,7 +178,7 @@ def _busiest(
     ]
     found += [
         (
-            costs.hop_busy_seconds[left.device][right.device],
+            float(costs.hop_busy_seconds[left.device, right.device]),
             f"link {costs.devices[left.device].name} -> {costs.devices[right.device].name}",
         )
         for left, right in itertools.pairwise(spans)

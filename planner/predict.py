@@ -23,10 +23,11 @@ def stage_seconds(costs: CostTable, span: Span) -> float:
 def latency_seconds(costs: CostTable, spans: Sequence[Span]) -> float:
     """From one token of a single request to the next: way in, stages, hops and way back."""
     hops = sum(
-        costs.hop_seconds[left.device][right.device] for left, right in itertools.pairwise(spans)
+        float(costs.hop_seconds[left.device, right.device])
+        for left, right in itertools.pairwise(spans)
     )
     compute = sum(stage_seconds(costs, span) for span in spans)
-    return costs.entry_seconds + compute + hops + costs.return_seconds[spans[-1].device]
+    return costs.entry_seconds + compute + hops + float(costs.return_seconds[spans[-1].device])
 
 
 def bottleneck_seconds(costs: CostTable, spans: Sequence[Span]) -> float:
@@ -35,5 +36,5 @@ def bottleneck_seconds(costs: CostTable, spans: Sequence[Span]) -> float:
     for span in spans:
         busy[span.device,] += stage_seconds(costs, span)
     for left, right in itertools.pairwise(spans):
-        busy[left.device, right.device] += costs.hop_busy_seconds[left.device][right.device]
+        busy[left.device, right.device] += float(costs.hop_busy_seconds[left.device, right.device])
     return max(busy.values())

@@ -1,23 +1,21 @@
 """Say what is missing where no partition fits: the closest attempt, by the bytes it lacks.
 
-The closest attempt comes from the same dynamic programming as a plan, with the bytes that a stage
-lacks in place of its seconds.
+The closest attempt comes from the same search as a plan, with the bytes that a stage lacks in place
+of its seconds.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from edgeshard.planner.chains import (
-    MAX_DEVICES,
-    ChainProblem,
-    Link,
-    best_chain,
-    solve_chains,
-)
+from edgeshard.planner.chains import Link
+from edgeshard.planner.cheapest import Effort, cheapest_chain
 from edgeshard.planner.costs import CostTable
+from edgeshard.planner.groups import DeviceTable, group, name_devices, name_groups
 from edgeshard.planner.memory import MIB, missing_bytes, missing_table, stage_memory
 from edgeshard.schemas.plan import MemoryUse
+
+SHORT = Effort(num_values=5e7, num_rounds=3)
 
 
 def shortage(costs: CostTable) -> str:
@@ -47,28 +45,26 @@ def shortage(costs: CostTable) -> str:
 
 
 def _closest(costs: CostTable) -> tuple[Link, ...]:
-    """The chain that lacks the fewest bytes; where devices are many, over the roomiest ones."""
-
-    def room(device: int) -> tuple[bool, int]:
-        place = costs.devices[device]
-        free_bytes = place.limit_bytes - place.baseline_bytes - place.workspace_bytes
-        return device == costs.source, free_bytes
-
-    devices = sorted(sorted(range(len(costs.devices)), key=room, reverse=True)[:MAX_DEVICES])
-    source = devices.index(costs.source)
+    """The chain that lacks the fewest bytes, as far as a short search finds it."""
     num_places = costs.num_units + 1
+    stage = np.full((len(costs.devices), num_places, num_places), np.inf)
     allowed = np.triu(np.ones((num_places, num_places), np.bool_), 1)
-    stage = np.full((len(devices), num_places, num_places), np.inf)
-    for index, device in enumerate(devices):
-        providers = range(len(costs.devices[device].providers))
-        missing = np.stack([missing_table(costs, device, p) for p in providers]).min(axis=0)
-        rows = slice(0, 1) if index == source else slice(1, None)
-        stage[index, rows] = np.where(allowed, missing, np.inf)[rows]
-    pairs = np.ix_(devices, devices)
-    hop = np.where(np.isfinite(np.array(costs.hop_seconds)[pairs]), 0.0, np.inf)
-    way_back = np.where(np.isfinite(np.array(costs.return_seconds)[devices]), 0.0, np.inf)
-    chain = best_chain(solve_chains(ChainProblem(stage, hop, way_back, source, np.add)))
-    return tuple((devices[index], start, stop) for index, start, stop in chain)
+    for device, place in enumerate(costs.devices):
+        missing = [missing_table(costs, device, index) for index in range(len(place.providers))]
+        rows = slice(0, 1) if device == costs.source else slice(1, None)
+        stage[device, rows] = np.where(allowed, np.stack(missing).min(axis=0), np.inf)[rows]
+    kinds, class_of = np.unique(stage, axis=0, return_inverse=True)
+    hop = np.where(np.isfinite(costs.hop_seconds), 0.0, np.inf)
+    way_back = np.where(np.isfinite(costs.return_seconds), 0.0, np.inf)
+    table = DeviceTable(kinds, class_of.ravel(), hop, hop, way_back, costs.source)
+    problem, members = group(table)
+    chain = cheapest_chain(problem, SHORT, name_groups(_alone(costs), members)).chain
+    return name_devices(chain or name_groups(_alone(costs), members), members)
+
+
+def _alone(costs: CostTable) -> tuple[Link, ...]:
+    """The source with everything: a chain that lacks bytes but no link."""
+    return ((costs.source, 0, costs.num_units),)
 
 
 def _least(costs: CostTable, device: int, start: int, stop: int) -> MemoryUse:

@@ -7,7 +7,7 @@ stage  device  provider  units   weights MiB  KV MiB  total / limit MiB  decode 
 from __future__ import annotations
 
 from edgeshard.planner.memory import MIB
-from edgeshard.schemas.plan import Plan
+from edgeshard.schemas.plan import Certificate, Plan
 
 HEADER = (
     "stage",
@@ -55,6 +55,7 @@ def plan_summary(plan: Plan) -> list[str]:
         f"{plan.prompt_tokens} after {_milliseconds(plan.first_token_seconds)} ms",
         f"{plan.tokens_per_second:.1f} tokens/s with {plan.slots} {noun} in flight",
         f"bottleneck: {plan.bottleneck}",
+        *([_proof(plan.objective, plan.certificate)] if plan.certificate else []),
     ]
     for alternative in plan.one_device:
         lack = alternative.missing_bytes
@@ -81,6 +82,16 @@ def plan_table(plan: Plan) -> str:
             ).rstrip()
         )
     return "\n".join([*lines, "", *plan_summary(plan)]) + "\n"
+
+
+def _proof(objective: str, certificate: Certificate) -> str:
+    if certificate.is_optimal:
+        return f"proven optimal for {objective} over all chains of these devices"
+    return (
+        f"not proven optimal for {objective}: at most {certificate.gap:.2%} better is possible "
+        f"({_milliseconds(certificate.seconds)} ms here, no plan below "
+        f"{_milliseconds(certificate.bound_seconds)} ms)"
+    )
 
 
 def _milliseconds(seconds: float) -> str:

@@ -71,6 +71,30 @@ class LeftOut(Schema, frozen=True, kw_only=True):
     reason: str
 
 
+class Certificate(Schema, frozen=True, kw_only=True):
+    """How good the plan is for its objective, and how good any plan could be.
+
+    Attributes:
+        seconds: what was minimised, of this plan: the time of a token, or of the slowest stage or
+            link.
+        bound_seconds: no plan is better than this; equal to `seconds` where this one is proven to
+            be optimal.
+    """
+
+    seconds: Seconds
+    bound_seconds: Seconds
+
+    @property
+    def is_optimal(self) -> bool:
+        """Whether no plan is better."""
+        return self.bound_seconds >= self.seconds
+
+    @property
+    def gap(self) -> float:
+        """How much better another plan could be at most, as a share of this one."""
+        return 0.0 if self.is_optimal else 1.0 - self.bound_seconds / self.seconds
+
+
 class Plan(Schema, frozen=True, kw_only=True):
     """Stages in the order of the chain, with what they are predicted to do.
 
@@ -79,6 +103,7 @@ class Plan(Schema, frozen=True, kw_only=True):
         token_seconds: predicted time from one token to the next of a single request.
         tokens_per_second: predicted rate with enough requests in flight.
         bottleneck: the slowest stage or link, in words.
+        certificate: proof of the objective; None in files of before there was one.
         one_device: what one device alone would do, memory aside; best first.
     """
 
@@ -96,3 +121,4 @@ class Plan(Schema, frozen=True, kw_only=True):
     bottleneck: str
     one_device: tuple[Alternative, ...]
     left_out: tuple[LeftOut, ...]
+    certificate: Certificate | None = None

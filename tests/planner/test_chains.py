@@ -1,75 +1,173 @@
-"""The dynamic programming by itself, on costs small enough to add by hand."""
+"""The exact solvers by themselves: against costs small enough to add, and against every chain."""
 
 from __future__ import annotations
 
-import math
+from dataclasses import replace
 
 import numpy as np
+import pytest
 
-from edgeshard.planner.chains import (
-    ChainProblem,
-    Costs,
-    Join,
-    best_chain,
-    chain_cost,
-    solve_chains,
-)
+from edgeshard.planner.ascent import Ascent
+from edgeshard.planner.bottleneck import any_chain, smallest_bottleneck
+from edgeshard.planner.chains import chain_cost, is_within
+from edgeshard.planner.cheapest import Effort, cheapest_chain
+from edgeshard.planner.frontier import search
+from edgeshard.planner.groups import DeviceTable, group, name_devices
+from edgeshard.planner.polish import polish
+from edgeshard.planner.relaxation import potentials, through, walk
+from support.chain_problems import every_chain, linear_stage, random_table, slowest_of, sum_of
 
-INF = math.inf
-
-
-def stage(per_unit: list[float], source: int, num_units: int) -> Costs:
-    """`[D, start, stop]` of devices that take equally long for every unit."""
-    places = np.arange(num_units + 1)
-    lengths = (places[None, :] - places[:, None]).astype(np.float64)
-    lengths[lengths <= 0] = INF
-    costs = np.stack([lengths * seconds for seconds in per_unit])
-    for device in range(len(per_unit)):
-        costs[device, 1:] += INF if device == source else 0.0
-        costs[device, 0] += 0.0 if device == source else INF
-    return costs
+EFFORT = Effort()
 
 
-def problem(join: Join) -> ChainProblem:
+def by_hand() -> DeviceTable:
     """Three units; the source takes 4 each, b 1, c 2; a link costs 2, but a to b 5."""
     hop = np.full((3, 3), 2.0)
     hop[0, 1] = 5.0
-    return ChainProblem(stage([4.0, 1.0, 2.0], 0, 3), hop, np.array([0.0, 0.5, 0.5]), 0, join)
+    way_back = np.array([0.0, 0.5, 0.5])
+    return DeviceTable(linear_stage([4.0, 1.0, 2.0], 3), np.arange(3), hop, hop, way_back, 0)
 
 
-def test_sums_go_to_the_cheapest_chain() -> None:
-    table = solve_chains(problem(np.add))
-    assert best_chain(table) == ((0, 0, 1), (2, 1, 3))
-    assert chain_cost(table) == 4 + 2 + 4 + 0.5
+def small_tables(num_tables: int) -> list[DeviceTable]:
+    generator = np.random.default_rng(7)
+    return [
+        random_table(
+            generator,
+            num_units=int(generator.integers(2, 7)),
+            counts=generator.integers(1, 3, 2).tolist(),
+            jitter=float(generator.choice([0.0, 0.5])),
+            room=float(generator.uniform(1.0, 3.0)),
+        )
+        for _ in range(num_tables)
+    ]
 
 
-def test_maxima_go_to_the_smallest_bottleneck() -> None:
-    table = solve_chains(problem(np.maximum))
-    assert chain_cost(table) == 4
-    assert best_chain(table) == ((0, 0, 1), (2, 1, 3))
+def test_the_cheapest_chain_goes_around_a_slow_link() -> None:
+    table = by_hand()
+    problem, members = group(table)
+    best = cheapest_chain(problem, EFFORT)
+    assert best.chain is not None
+    assert name_devices(best.chain, members) == ((0, 0, 1), (2, 1, 3))
+    assert best.cost == best.bound == 4 + 2 + 4 + 0.5
 
 
-def test_the_best_chain_with_a_device_costs_more() -> None:
-    table = solve_chains(problem(np.add))
-    assert chain_cost(table, 1) == 4 + 5 + 2 + 0.5
-    assert chain_cost(table, 0) == chain_cost(table)
-
-
-def test_a_single_device_takes_everything() -> None:
-    alone = ChainProblem(stage([4.0], 0, 3), np.full((1, 1), INF), np.array([0.25]), 0, np.add)
-    table = solve_chains(alone)
-    assert best_chain(table) == ((0, 0, 3),)
-    assert chain_cost(table) == 12.25
+def test_the_smallest_bottleneck_is_that_of_the_slowest_stage() -> None:
+    best = smallest_bottleneck(by_hand(), EFFORT)
+    assert best.seconds == best.bound == 4
+    assert best.chain is not None
+    assert slowest_of(by_hand(), best.chain) == 4
 
 
 def test_no_way_back_means_no_chain() -> None:
-    stuck = problem(np.add)
-    nowhere = ChainProblem(stuck.stage, stuck.hop, np.full(3, INF), 0, np.add)
-    assert chain_cost(solve_chains(nowhere)) == INF
+    table = replace(by_hand(), way_back=np.full(3, np.inf))
+    best = cheapest_chain(group(table)[0], EFFORT)
+    assert (best.chain, best.bound) == (None, np.inf)
+    slowest = smallest_bottleneck(table, EFFORT)
+    assert (slowest.chain, slowest.bound) == (None, np.inf)
 
 
-def test_the_source_may_be_any_index() -> None:
-    last = ChainProblem(
-        stage([1.0, 4.0], 1, 3), np.full((2, 2), 2.0), np.array([0.5, 0.0]), 1, np.add
-    )
-    assert best_chain(solve_chains(last)) == ((1, 0, 1), (0, 1, 3))
+def test_both_objectives_equal_every_chain_and_are_proven() -> None:
+    for table in small_tables(60):
+        chains = list(every_chain(table))
+        problem, members = group(table)
+        best, slowest = cheapest_chain(problem, EFFORT), smallest_bottleneck(table, EFFORT)
+        if not chains:
+            assert best.chain is slowest.chain is None
+            assert best.bound == slowest.bound == np.inf
+            continue
+        assert best.chain is not None
+        assert slowest.chain is not None
+        expected = min(sum_of(table, chain) for chain in chains)
+        assert sum_of(table, name_devices(best.chain, members)) == pytest.approx(expected)
+        assert best.bound == best.cost
+        expected = min(slowest_of(table, chain) for chain in chains)
+        assert slowest_of(table, slowest.chain) == pytest.approx(expected)
+        assert slowest.bound == slowest.seconds == pytest.approx(expected)
+
+
+def test_with_no_effort_a_bound_still_holds() -> None:
+    for table in small_tables(40):
+        chains = list(every_chain(table))
+        best = cheapest_chain(group(table)[0], Effort(num_values=0, num_rounds=0))
+        expected = min((sum_of(table, chain) for chain in chains), default=np.inf)
+        assert best.bound <= expected * (1 + 1e-9)
+        assert best.cost >= expected * (1 - 1e-9)
+
+
+def test_prices_raise_the_bound_and_never_above_the_best_chain() -> None:
+    for table in small_tables(40):
+        problem, _ = group(table)
+        free = potentials(problem, np.zeros(problem.num_groups))
+        least = min((sum_of(table, chain) for chain in every_chain(table)), default=np.inf)
+        if np.isinf(free.root(problem)):
+            continue
+        ascent = Ascent(problem, free)
+        ascent.climb(30, least)
+        assert free.root(problem) <= ascent.bound <= least * (1 + 1e-9)
+
+
+def test_the_relaxed_way_costs_what_its_potentials_say() -> None:
+    table = random_table(np.random.default_rng(3), 12, [3, 2], jitter=0.3, room=3.0)
+    problem, _ = group(table)
+    free = potentials(problem, np.zeros(problem.num_groups))
+    assert chain_cost(problem, walk(problem, free)) == pytest.approx(free.root(problem))
+
+
+def test_no_chain_with_a_device_costs_less_than_its_bound() -> None:
+    for table in small_tables(40):
+        problem, members = group(table)
+        chains = list(every_chain(table))
+        least = through(problem, potentials(problem, np.zeros(problem.num_groups)))
+        for devices, bound in zip(members, least, strict=True):
+            using = [c for c in chains if any(link[0] in devices for link in c)]
+            assert bound <= min((sum_of(table, c) for c in using), default=np.inf) + 1e-9
+
+
+def test_what_a_narrow_search_drops_is_bounded() -> None:
+    generator = np.random.default_rng(5)
+    for _ in range(10):
+        table = random_table(generator, 10, [3, 3], jitter=0.4, room=1.3)
+        problem, _ = group(table)
+        free = potentials(problem, np.zeros(problem.num_groups))
+        narrow, wide = (search(problem, free, np.inf, width) for width in (2, 10**6))
+        assert wide.dropped == np.inf
+        assert min(narrow.dropped, narrow.cost) <= wide.cost * (1 + 1e-12) <= narrow.cost * 1.001
+
+
+def test_polish_never_makes_a_chain_dearer_and_keeps_the_counts() -> None:
+    table = random_table(np.random.default_rng(11), 12, [4, 4], jitter=0.4, room=1.5)
+    problem, _ = group(table)
+    free = potentials(problem, np.zeros(problem.num_groups))
+    first = search(problem, free, np.inf, 1, first=True).chain
+    assert first is not None
+    better = polish(problem, first)
+    assert chain_cost(problem, better) <= chain_cost(problem, first)
+    assert is_within(problem, better)
+    assert [start for _, start, _ in better[1:]] == [stop for _, _, stop in better[:-1]]
+
+
+def test_any_chain_says_no_only_where_there_is_none() -> None:
+    for table in small_tables(60):
+        for limit in (4.0, 8.0, 16.0):
+            kept = table.within(limit)
+            answer = any_chain(kept, EFFORT)
+            assert answer.is_certain
+            assert (answer.chain is not None) == any(True for _ in every_chain(kept))
+
+
+def test_devices_that_differ_a_little_do_not_cost_the_proof_of_a_bottleneck() -> None:
+    """Forty devices whose links all differ: at a threshold above those they are types again."""
+    table = random_table(np.random.default_rng(2), 40, [20, 20], jitter=0.2, room=1.3)
+    table = replace(table, busy=table.busy / 10)
+    best = smallest_bottleneck(table, EFFORT)
+    assert best.chain is not None
+    assert best.bound == best.seconds == pytest.approx(slowest_of(table, best.chain))
+
+
+def test_forty_different_devices_are_within_two_percent() -> None:
+    table = random_table(np.random.default_rng(2), 40, [20, 20], jitter=0.2, room=1.3)
+    problem, _ = group(table)
+    best = cheapest_chain(problem, EFFORT)
+    assert best.chain is not None
+    assert is_within(problem, best.chain)
+    assert best.bound >= 0.98 * best.cost

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 from hypothesis import given, settings
 
 from edgeshard.errors import PlanError
-from edgeshard.planner.chains import MAX_DEVICES
 from edgeshard.planner.costs import CostTable, build_costs
 from edgeshard.planner.memory import missing_bytes, stage_memory
 from edgeshard.planner.partition import Partition, Span, best_partition
@@ -58,11 +55,12 @@ def check_against_every_chain(case: Case, objective: Objective) -> None:
     else:
         assert (bottleneck, latency) == pytest.approx(best_throughput(fitting), rel=1e-8)
         assert best.seconds == pytest.approx(bottleneck, rel=1e-8)
+    assert best.bound_seconds == best.seconds
     for index, device in enumerate(costs.devices):
         using = [chain for chain in fitting if device.name in chain.devices]
         attribute = "latency_seconds" if objective == "latency" else "bottleneck_seconds"
         expected = min((getattr(chain, attribute) for chain in using), default=float("inf"))
-        assert best.seconds_with[index] == pytest.approx(expected, rel=1e-9)
+        assert best.seconds_with[index] <= expected * (1 + 1e-9)
 
 
 def check_shape(costs: CostTable, best: Partition) -> None:
@@ -196,29 +194,24 @@ def test_of_equal_chains_the_one_with_fewer_devices_is_taken() -> None:
     assert len(best.spans) == 1
 
 
-def test_too_many_devices_are_refused_with_the_limit() -> None:
-    model = make_model()
-    names = [f"device{index}" for index in range(MAX_DEVICES + 1)]
-    profile = make_profile([make_device(name, measured(model, 0.01)) for name in names])
-    with pytest.raises(PlanError, match=f"{MAX_DEVICES + 1} devices .* at most {MAX_DEVICES}"):
-        best_partition(costs_of(model, profile, names[0]), "latency")
+def test_forty_equal_devices_are_planned_over_as_one_type() -> None:
+    """Room for two blocks each: the best chain uses 16 of them, and that is proven."""
+    model = make_model(32)
+    units = measured(model, 0.01)
+    devices = [make_device("source", units, memory_bytes=2 * MIB + MIB // 2)]
+    devices += [make_device(f"d{index}", units, 2 * MIB + MIB // 2) for index in range(40)]
+    costs = costs_of(model, make_profile(devices), "source")
+    for objective in ("latency", "throughput"):
+        best = best_partition(costs, objective)
+        check_shape(costs, best)
+        assert best.bound_seconds == best.seconds
+        assert [span.device for span in best.spans] == list(range(len(best.spans)))
+    assert len(best_partition(costs, "latency").spans) == 17
 
 
-def test_devices_that_can_hold_nothing_do_not_count_against_the_limit() -> None:
+def test_devices_that_can_hold_nothing_are_passed_over() -> None:
     model = make_model()
     units = measured(model, 0.01)
     devices = [make_device("a", units)]
-    devices += [make_device(f"full{index}", units, memory_bytes=1) for index in range(MAX_DEVICES)]
+    devices += [make_device(f"full{index}", units, memory_bytes=1) for index in range(30)]
     assert len(best_partition(costs_of(model, make_profile(devices)), "latency").spans) == 1
-
-
-def test_eight_devices_and_34_units_take_less_than_two_seconds() -> None:
-    model = make_model(32)
-    devices = [
-        make_device(name, measured(model, 0.001 * (index + 1)), memory_bytes=12 * MIB)
-        for index, name in enumerate("abcdefgh")
-    ]
-    costs = costs_of(model, make_profile(devices))
-    begin = time.process_time()
-    best_partition(costs, "throughput")
-    assert time.process_time() - begin < 2

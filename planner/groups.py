@@ -1,0 +1,97 @@
+"""Find the devices that nothing tells apart.
+
+Two devices are interchangeable where their stages cost the same and so do their links to and from
+every other device, and the links between the two. That is an equivalence: groups are well defined.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from edgeshard.planner.chains import ChainProblem, Costs, Indices, Link
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DeviceTable:
+    """Costs by device instead of group; fields as in `ChainProblem`, axes D device.
+
+    Attributes:
+        busy: `[D from, D to]`, the part of a hop that the next frame has to wait for.
+    """
+
+    stage: Costs
+    class_of: Indices
+    hop: Costs
+    busy: Costs
+    way_back: Costs
+    source: int
+
+    def within(self, limit: float) -> DeviceTable:
+        """The same without the stages and hops that keep a frame waiting longer than the limit."""
+        return replace(
+            self,
+            stage=np.where(self.stage <= limit, self.stage, np.inf),
+            hop=np.where(self.busy <= limit, self.hop, np.inf),
+        )
+
+
+def group(table: DeviceTable) -> tuple[ChainProblem, tuple[tuple[int, ...], ...]]:
+    """The same problem over groups, and the devices of each group in order."""
+    members: list[list[int]] = []
+    by_signature: dict[tuple[int, bool, float, bytes, bytes], list[int]] = {}
+    hop = table.hop.copy()
+    np.fill_diagonal(hop, 0.0)  # nothing is sent from a device to itself
+    outward, inward = np.sort(hop, axis=1), np.sort(hop, axis=0).T
+    for device in range(len(hop)):
+        signature = (
+            int(table.class_of[device]),
+            device == table.source,
+            float(table.way_back[device]),
+            outward[device].tobytes(),
+            inward[device].tobytes(),
+        )
+        candidates = by_signature.setdefault(signature, [])
+        for index in candidates:
+            if _are_equal(hop, members[index][0], device):
+                members[index].append(device)
+                break
+        else:
+            candidates.append(len(members))
+            members.append([device])
+    first = np.array([devices[0] for devices in members], np.intp)
+    last = np.array([devices[-1] for devices in members], np.intp)
+    between = hop[np.ix_(first, first)]
+    np.fill_diagonal(between, np.where(first == last, np.inf, hop[first, last]))
+    problem = ChainProblem(
+        stage=table.stage,
+        class_of=table.class_of[first],
+        count=np.array([len(devices) for devices in members], np.int32),
+        hop=between,
+        way_back=table.way_back[first],
+        source=next(i for i, devices in enumerate(members) if devices[0] == table.source),
+    )
+    return problem, tuple(tuple(devices) for devices in members)
+
+
+def name_devices(chain: Iterable[Link], members: tuple[tuple[int, ...], ...]) -> tuple[Link, ...]:
+    """Give each stage of a chain over groups a device of its own, in order."""
+    unused = [iter(devices) for devices in members]
+    return tuple((next(unused[index]), start, stop) for index, start, stop in chain)
+
+
+def name_groups(chain: Iterable[Link], members: tuple[tuple[int, ...], ...]) -> tuple[Link, ...]:
+    """The chain over groups that a chain over devices is."""
+    group_of = {device: index for index, devices in enumerate(members) for device in devices}
+    return tuple((group_of[device], start, stop) for device, start, stop in chain)
+
+
+def _are_equal(hop: Costs, one: int, other: int) -> bool:
+    """Whether swapping the two devices changes no link."""
+    swapped = np.arange(len(hop))
+    swapped[[one, other]] = other, one
+    return bool(
+        (hop[one] == hop[other][swapped]).all() and (hop[:, one] == hop[swapped, other]).all()
+    )
