@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: setup check test demo bench wheel clean
+.PHONY: setup check test demo bench reproduce-paper wheel clean
 
 setup: $(VENV)/.installed
 
@@ -35,6 +35,10 @@ demo: setup
 # Speed of one process and of a chain on this machine; the peers: see benchmarks/.
 bench: setup
 	$(BIN)/python benchmarks/table.py --folder .demo/bench
+
+# The paper's tables from its public trace, and what lies beyond them; several minutes.
+reproduce-paper: setup
+	$(BIN)/esc reproduce-paper --out docs/paper
 
 wheel: setup
 	rm -rf build dist

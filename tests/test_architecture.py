@@ -5,7 +5,7 @@
 
 The compiler, the planner and the runtime never import each other: they meet in files and messages.
 The simulator in `edgeshard/simulate` drives the runtime's schedule over the planner's costs; of the
-runtime it sees only that pure module and its values.
+runtime it sees only that pure module and its values. `edgeshard/paper` plans and simulates with it.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ ALLOWED = {
     },
 }
 SIMULATE_ONLY = {"matplotlib", "simpy"}
+ON_PAPER = ("paper", "simulate")
 SIMULATOR_SEES = {"edgeshard.runtime.schedule", "edgeshard.runtime.wire"}
 COMPILE_ONLY = {"accelerate", "gguf", "onnxscript", "optimum", "safetensors", "torch"}
 COMPILE_ONLY.add("transformers")
@@ -48,7 +49,7 @@ def _sources() -> list[Path]:
     """Every source file, once: the links in `edgeshard` are not followed."""
     own = list((ROOT / "edgeshard").glob("*.py"))
     own += (ROOT / "edgeshard" / "cli").rglob("*.py")
-    own += (ROOT / "edgeshard" / "simulate").rglob("*.py")
+    own += (path for name in ON_PAPER for path in (ROOT / "edgeshard" / name).rglob("*.py"))
     return sorted([*own, *(path for name in ALLOWED for path in (ROOT / name).rglob("*.py"))])
 
 
@@ -119,14 +120,16 @@ def test_only_the_compiler_needs_what_a_device_has_not() -> None:
 def test_only_the_simulator_needs_its_libraries() -> None:
     users = {_name(path) for path in _sources() if imported(path) & SIMULATE_ONLY}
 
-    assert users
-    assert {name for name in users if not name.startswith("edgeshard/simulate/")} == set()
+    folders = {name.rpartition("/")[0] for name in users}
+    assert folders == {f"edgeshard/{name}" for name in ON_PAPER}
 
 
-def test_the_simulator_has_costs_and_the_schedule_and_no_clock() -> None:
+@pytest.mark.parametrize("name", ON_PAPER)
+def test_what_runs_on_paper_has_costs_and_the_schedule_and_no_clock(name: str) -> None:
     allowed = {"edgeshard.planner", "edgeshard.schemas", "edgeshard.simulate", *SIMULATE_ONLY}
+    allowed |= {"edgeshard.paper", "numpy"} if name == "paper" else set()
     impure = {"datetime", "os", "socket", "subprocess", "threading", "time"}
-    for path in (ROOT / "edgeshard" / "simulate").rglob("*.py"):
+    for path in (ROOT / "edgeshard" / name).rglob("*.py"):
         names = imported(path)
         assert names - FREE - allowed <= {"edgeshard.runtime"}, _name(path)
         assert names & impure == set(), _name(path)

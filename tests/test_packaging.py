@@ -25,7 +25,7 @@ def test_every_package_is_listed() -> None:
 
 def test_no_folder_within_a_package_is_left_out() -> None:
     """A nested package would need a line of its own."""
-    for folder in (*FOLDERS, "edgeshard/cli", "edgeshard/simulate"):
+    for folder in (*FOLDERS, "edgeshard/cli", "edgeshard/paper", "edgeshard/simulate"):
         nested = [path.parent.name for path in (ROOT / folder).glob("*/**/*.py")]
         assert nested == [], folder
 
@@ -49,6 +49,8 @@ def test_the_schemas_travel_with_the_package() -> None:
     (pattern,) = SETUPTOOLS["package-data"]["edgeshard.schemas"]
 
     assert len(list((ROOT / "schemas").glob(pattern))) >= 5
+    (name,) = SETUPTOOLS["package-data"]["edgeshard.paper"]
+    assert (ROOT / "edgeshard" / "paper" / name).exists()
     assert (ROOT / "edgeshard" / "py.typed").exists()
 
 

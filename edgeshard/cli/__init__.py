@@ -20,6 +20,7 @@ from edgeshard.cli.generate import generate
 from edgeshard.cli.keys import keys
 from edgeshard.cli.plan import plan
 from edgeshard.cli.profile import profile
+from edgeshard.cli.reproduce import reproduce_paper
 from edgeshard.cli.simulate import simulate
 from edgeshard.cli.status import status
 from edgeshard.cli.stop import stop
@@ -45,6 +46,7 @@ app.command()(stop)
 app.command()(verify)
 app.command()(bench)
 app.command()(demo)
+app.command()(reproduce_paper)
 
 
 def main() -> None:

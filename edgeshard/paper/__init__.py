@@ -1,0 +1,1 @@
+"""The paper's tables again, from the public trace, in the simulator."""
