@@ -3,6 +3,7 @@
     STORE/blobs/0f3a….safetensors     immutable, 0444, named by what they hold
     STORE/models/NAME.json            which manifest a name stands for
     STORE/incoming/…                  unfinished writes; never read
+    STORE/notes/KIND-KEY.json         what spares a later compile work; may be deleted at any time
 
 A blob appears whole or not at all: it is written aside, flushed to disk, checked and renamed, and
 the folder is flushed after. A graph and its weights lie in one folder, so ONNX Runtime and every
@@ -18,30 +19,37 @@ import os
 import re
 import stat
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 from edgeshard.errors import ArtifactError, InputError
 from edgeshard.schemas import files
-from edgeshard.schemas.common import Blob
+from edgeshard.schemas.common import Blob, Schema
 from edgeshard.schemas.model import ModelManifest
 from edgeshard.schemas.shard import ShardManifest
 
 CHUNK_BYTES = 4 * 2**20
+STALE_SECONDS = 3600.0
+Note = TypeVar("Note", bound=Schema)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 class BlobWriter:
-    """One blob being written: takes bytes, knows their digest, publishes on `finish`."""
+    """One blob being written: takes bytes, knows their digest, publishes on `finish`.
+
+    Bytes come in order (`write`), or after `reserve` in any order (`write_at`).
+    """
 
     def __init__(self, store: Store, suffix: str) -> None:
         self._store = store
         self._suffix = suffix
         handle, name = tempfile.mkstemp(dir=store.root / "incoming", suffix=suffix)
         self._path = Path(name)
-        self._file: BinaryIO = os.fdopen(handle, "w+b")
+        self._file = os.fdopen(handle, "w+b")
         self._hash = hashlib.sha256()
+        self._in_order = True
         self.size_bytes = 0
 
     def write(self, data: bytes | memoryview) -> None:
@@ -51,12 +59,28 @@ class BlobWriter:
         self._hash.update(data)
         self.size_bytes += len(data)
 
+    def reserve(self, size_bytes: int) -> None:
+        """Set the blob's length; from now on bytes come by `write_at`."""
+        with _disk_errors(self._path):
+            self._file.truncate(size_bytes)
+        self.size_bytes = size_bytes
+        self._in_order = False
+
+    def write_at(self, offset: int, data: bytes | memoryview) -> None:
+        """Put bytes at their place within what was reserved."""
+        with _disk_errors(self._path):
+            self._file.seek(offset)
+            self._file.write(data)
+
     def finish(self, expected: Blob | None = None) -> Blob:
         """Flush, check against `expected` and publish.
 
         Raises:
             ArtifactError: the bytes are not the expected ones, or the disk refused them.
         """
+        if not self._in_order:
+            self._file.seek(0)
+            self._hash = hashlib.file_digest(self._file, "sha256")
         blob = Blob(
             digest=f"sha256:{self._hash.hexdigest()}",
             size_bytes=self.size_bytes,
@@ -94,7 +118,7 @@ class Store:
         """
         self.root = root
         try:
-            for folder in ("blobs", "models", "incoming"):
+            for folder in ("blobs", "models", "incoming", "notes"):
                 (root / folder).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"cannot use {root} as a store: {error.strerror}") from error
@@ -188,6 +212,29 @@ class Store:
                 "delete it, then compile or deploy again"
             )
         return os.fdopen(handle, "rb")
+
+    # Notes
+
+    def note(self, name: str, kind: type[Note]) -> Note | None:
+        """A note, or None where there is none that can be read."""
+        path = self.root / "notes" / f"{name}.json"
+        if not path.exists():
+            return None
+        try:
+            return files.read(path, kind)
+        except InputError:  # cut off, or of another version: the work is done again
+            return None
+
+    def put_note(self, name: str, note: Schema) -> None:
+        """Leave a note for a later compile."""
+        files.write(self.root / "notes" / f"{name}.json", note)
+
+    def sweep(self) -> None:
+        """Delete what dead processes left in `incoming`; a living one writes more often."""
+        for path in (self.root / "incoming").iterdir():
+            with contextlib.suppress(OSError):  # a folder, or another process was faster
+                if time.time() - path.stat().st_mtime > STALE_SECONDS:
+                    path.unlink()
 
     # Names and manifests
 

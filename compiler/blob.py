@@ -1,4 +1,4 @@
-"""Streams tensors into a safetensors blob of the store, one in memory at a time.
+"""Writes tensors into a safetensors blob of the store, piece by piece in any order.
 
 The layout is fixed before the first byte is written: a header padded so that the data start on a
 64-byte boundary, then the tensors without gaps, in the order given.
@@ -32,6 +32,15 @@ Layout = Mapping[str, tuple[type[np.generic], tuple[int, ...]]]
 
 
 @dataclass(frozen=True)
+class Piece:
+    """Neighbouring values of a tensor, from the value `start` of the flat tensor on."""
+
+    tensor: str
+    start: int
+    values: NDArray[np.generic]
+
+
+@dataclass(frozen=True)
 class WrittenBlob:
     """A blob and where its tensors lie in it."""
 
@@ -39,41 +48,59 @@ class WrittenBlob:
     extents: dict[str, Extent]
 
 
-def write_blob(
-    store: Store, layout: Layout, tensors: Iterable[tuple[str, NDArray[np.generic]]]
-) -> WrittenBlob:
-    """Write tensors as they come.
+def blob_bytes(layout: Layout) -> int:
+    """Length of the blob that `write_blob` makes of a layout."""
+    return len(_header(layout)) + sum(_sizes(layout).values())
+
+
+def write_blob(store: Store, layout: Layout, pieces: Iterable[Piece]) -> WrittenBlob:
+    """Write tensors as their pieces come.
 
     Args:
         store: where the blob goes.
         layout: type and shape of every tensor, in the order of the file.
-        tensors: names and values, in the order of `layout`.
+        pieces: together every value of every tensor, once.
 
     Raises:
-        ArtifactError: a tensor is not what the layout says, or the disk is full.
+        ArtifactError: the pieces are not what the layout says, or the disk is full.
     """
     header = _header(layout)
-    expected = iter(layout.items())
-    extents: dict[str, tuple[int, int]] = {}
+    left = _sizes(layout)
+    places = {}
+    end = len(header)
+    for name, size in left.items():
+        places[name] = (end, size)
+        end += size
     with store.writer(".safetensors") as writer:
-        writer.write(header)
-        for name, value in tensors:
-            if (name, (value.dtype.type, value.shape)) != next(expected, None):
-                raise ArtifactError(f"tensor {name} {value.dtype}{value.shape} breaks the layout")
-            extents[name] = (writer.size_bytes, value.nbytes)
-            writer.write(np.ascontiguousarray(value).view(np.uint8).data.cast("B"))
-        if next(expected, None) is not None:
-            raise ArtifactError("fewer tensors than the layout says")
+        writer.reserve(end)
+        writer.write_at(0, header)
+        for piece in pieces:
+            kind = np.dtype(layout[piece.tensor][0])
+            left[piece.tensor] -= piece.values.nbytes
+            if piece.values.dtype != kind or left[piece.tensor] < 0:
+                raise ArtifactError(f"tensor {piece.tensor} {piece.values.dtype} breaks the layout")
+            at = places[piece.tensor][0] + piece.start * kind.itemsize
+            data = np.ascontiguousarray(piece.values).reshape(-1).view(np.uint8)
+            writer.write_at(at, data.data)
+        if any(left.values()):
+            raise ArtifactError("fewer values than the layout says")
         blob = writer.finish()
-    places = {name: Extent(blob.filename, at, size) for name, (at, size) in extents.items()}
-    return WrittenBlob(blob, places)
+    extents = {name: Extent(blob.filename, at, size) for name, (at, size) in places.items()}
+    return WrittenBlob(blob, extents)
+
+
+def _sizes(layout: Layout) -> dict[str, int]:
+    return {
+        name: int(np.prod(shape)) * np.dtype(dtype).itemsize
+        for name, (dtype, shape) in layout.items()
+    }
 
 
 def _header(layout: Layout) -> bytes:
     offset = 0
     entries = {}
-    for name, (dtype, shape) in layout.items():
-        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    for name, size in _sizes(layout).items():
+        dtype, shape = layout[name]
         entries[name] = {
             "dtype": _NAMES[np.dtype(dtype)],
             "shape": list(shape),

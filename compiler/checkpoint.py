@@ -6,6 +6,7 @@ Tensors are named as Hugging Face's Llama names them, without the leading `model
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -20,7 +21,7 @@ ARCHITECTURES = ("llama",)
 
 
 class Checkpoint(Protocol):
-    """Read access to a checkpoint; one tensor at a time is in memory."""
+    """Read access to a checkpoint; a piece of a tensor is in memory, or one tensor."""
 
     @property
     def kind(self) -> Literal["gguf", "safetensors"]:
@@ -28,6 +29,9 @@ class Checkpoint(Protocol):
 
     path: Path
     config: transformers.PretrainedConfig
+
+    def files(self) -> list[Path]:
+        """Every file that the model is made from."""
 
     def digest(self) -> Digest:
         """Digest of everything that the model is made from."""
@@ -44,8 +48,8 @@ class Checkpoint(Protocol):
     def floats(self, name: str) -> NDArray[np.float32]:
         """A tensor as float32, dequantised where needed."""
 
-    def gguf_blocks(self, name: str) -> NDArray[np.uint8]:
-        """Rows of a block-quantised tensor as stored, `[rows, bytes]`."""
+    def pieces(self, name: str) -> Iterator[NDArray[np.uint8]]:
+        """A matrix or vector as stored, some neighbouring rows `[rows, bytes]` at a time."""
 
     def tokenizer(self) -> transformers.PreTrainedTokenizerBase | None:
         """The tokenizer that came with the checkpoint, if one did."""

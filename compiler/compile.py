@@ -1,14 +1,15 @@
 """Checkpoint to compiled model: the order of it all.
 
-    open → trace one block → choose encodings → write each unit's weights, then its graph → manifest
+    open → trace one block → choose encodings → each unit's weights → each unit's graph → manifest
 
-The manifest is published last: what an interrupted compile leaves behind is unnamed blobs. For
-several targets all of it but the reading is done for each, over the same blobs where their weights
-lie the same way.
+The manifest is published last: what an interrupted compile leaves behind is unnamed blobs, which
+the next one takes over. For several targets all of it but the reading is done for each, over the
+same blobs where their weights lie the same way.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from optimum.utils import NormalizedConfigManager
 from edgeshard.artifacts.skip_norm import SkipNormPass
 from edgeshard.artifacts.store import Store
 from edgeshard.compiler.assets import rotary_tables, write_text_assets
-from edgeshard.compiler.blob import WrittenBlob, write_blob
+from edgeshard.compiler.blob import Piece, WrittenBlob, write_blob
 from edgeshard.compiler.checkpoint import Checkpoint, open_checkpoint
 from edgeshard.compiler.choice import choose_encoding
 from edgeshard.compiler.encoding import STORED, Encoding
@@ -35,13 +36,15 @@ from edgeshard.compiler.lowering import (
     linear_groups,
     precision_activations,
 )
+from edgeshard.compiler.production import Production, default_jobs
 from edgeshard.compiler.semantic import fold_scale, pack_attention
 from edgeshard.compiler.trace import trace_block
-from edgeshard.compiler.unit_blob import UnitWriter, Written
+from edgeshard.compiler.weights import Product, Recipe
 from edgeshard.errors import InputError
 from edgeshard.schemas.common import Blob, FloatType, Precision, Target, UnitKind
 from edgeshard.schemas.model import KvSpec, ModelManifest, Source, Unit, Variant
 
+HEAD = "lm_head.weight"
 LOWERINGS: dict[Target, type[Lowering]] = {
     "ort": OrtLowering,
     "portable": PortableLowering,
@@ -60,11 +63,12 @@ class Progress:
 
 @dataclass(frozen=True)
 class Compiled:
-    """A compiled model and the remarks that a person should see."""
+    """A compiled model, remarks that a person should see, and how many units were made before."""
 
     manifest: ModelManifest
     blob: Blob
     notices: tuple[str, ...]
+    num_reused: int
 
 
 def compile_model(
@@ -77,6 +81,7 @@ def compile_model(
     target: Target = "ort",
     variants: Sequence[Target] = (),
     context: int = 2048,
+    jobs: int | None = None,
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> Compiled:
     """Compile a checkpoint into units in a store.
@@ -91,7 +96,8 @@ def compile_model(
         target: whose operators to use.
         variants: further targets; each gives graphs of its own over the same weights.
         context: positions of the cache for targets that fix them in the graph.
-        on_progress: told at every unit.
+        jobs: units at once; None: as many as processors, at most 8.
+        on_progress: told at every piece, from several threads but never at once.
 
     Raises:
         InputError: the checkpoint cannot be used; nothing was named in the store.
@@ -100,15 +106,15 @@ def compile_model(
     on_progress(Progress("reading the checkpoint", 0, 1))
     checkpoint = open_checkpoint(path)
     targets = tuple(dict.fromkeys((target, *variants)))
-    written: Written = {}
+    jobs = jobs or default_jobs()
     found: list[_Compilation] = [
-        _Compilation(checkpoint, store, precision, activations, one, context, written, on_progress)
+        _Compilation(checkpoint, store, precision, activations, one, context, jobs, on_progress)
         for one in targets
     ]
     first, *others = [compilation.run(name, targets) for compilation in found]
     manifest = msgspec.structs.replace(first, variants=tuple(_variant(other) for other in others))
     notices = dict.fromkeys(notice for compilation in found for notice in compilation.notices)
-    return Compiled(manifest, store.put_model(manifest), tuple(notices))
+    return Compiled(manifest, store.put_model(manifest), tuple(notices), found[0].num_reused)
 
 
 def _variant(manifest: ModelManifest) -> Variant:
@@ -124,7 +130,7 @@ class _Compilation:
         activations: FloatType | None,
         target: Target,
         context: int,
-        written: Written,
+        jobs: int,
         on_progress: Callable[[Progress], None],
     ) -> None:
         self.checkpoint = checkpoint
@@ -150,10 +156,10 @@ class _Compilation:
         self.precision: Precision = precision or ("stored" if quantised else "fp32")
         self.activations = activations or precision_activations(self.precision)
         self._check_target()
-        self.writer = UnitWriter(checkpoint, store, self.activations, written)
+        self.jobs = jobs
         self.tied = "lm_head.weight" not in checkpoint.names()
         self.notices: list[str] = []
-        self.total = 0
+        self.total = self.done = self.num_reused = 0
         self.structures: dict[tuple[object, ...], str] = {}
 
     def _check_target(self) -> None:
@@ -179,14 +185,19 @@ class _Compilation:
         matrices = self._check_names()
         self.encodings = {weight: self._choose(weight) for weight in matrices}
         self.lowering = LOWERINGS[self.target](self.shape, self.encodings, self.activations)
-        self.writer.encodings = self.encodings
         self.total = sum(
             int(np.prod(self.checkpoint.shape(weight))) for weight in self.checkpoint.names()
         )
-        self.shared = self._shared_blobs()
-        units = [self._embedding()]
-        units += [self._block(index) for index in range(self.num_blocks)]
-        units.append(self._head())
+        recipes = self._recipes()
+        production = Production(self.store, self.checkpoint, self.jobs, self._count)
+        blobs, digest = production.run(recipes)
+        self.num_reused = production.num_reused
+        self.shared = self._shared_blobs() | blobs
+        units = [
+            self._embedding(recipes[0]),
+            *(self._block(index, recipe) for index, recipe in enumerate(recipes[1:-1])),
+            self._head(recipes[-1]),
+        ]
         self.report(Progress("tokenizer", self.total, self.total))
         text = write_text_assets(self.store, self.checkpoint)
         is_static = self.lowering.kv_layout == "copy"
@@ -213,7 +224,7 @@ class _Compilation:
             chat_template=text.chat_template,
             special_tokens=text.special_tokens,
             eos_token_ids=text.eos_token_ids,
-            source=Source(kind=self.checkpoint.kind, digest=self.checkpoint.digest()),
+            source=Source(kind=self.checkpoint.kind, digest=digest),
             min_runtime=self.lowering.min_runtime,
             activations=self.activations,
         )
@@ -282,6 +293,10 @@ class _Compilation:
         if text not in self.notices:
             self.notices.append(text)
 
+    def _count(self, unit: str, num_values: int) -> None:
+        self.done += num_values
+        self.report(Progress(unit, self.done, self.total))
+
     # Units
 
     def _shared_blobs(self) -> dict[str, WrittenBlob]:
@@ -290,12 +305,13 @@ class _Compilation:
         tables = rotary_tables(self.config, self.rotary_factor)
         rope = {name: table.astype(kind) for name, table in tables.items()}
         layout = {name: (kind, table.shape) for name, table in rope.items()}
-        shared = {"rope": write_blob(self.store, layout, rope.items())}
+        whole = [Piece(name, 0, table) for name, table in rope.items()]
+        shared = {"rope": write_blob(self.store, layout, whole)}
         if self.target == "portable":
             for bits in sorted({e.bits for e in self.encodings.values() if e.kind != "float"}):
                 zeros = np.full(self._most_zeros(bits), {4: 0x88, 8: 0x80}[bits], np.uint8)
                 shared[f"zeros{bits}"] = write_blob(
-                    self.store, {"zeros": (np.uint8, zeros.shape)}, [("zeros", zeros)]
+                    self.store, {"zeros": (np.uint8, zeros.shape)}, [Piece("zeros", 0, zeros)]
                 )
         return shared
 
@@ -317,59 +333,53 @@ class _Compilation:
                 sizes.append(-(-values // encoding.block * bits // 8))
         return max(sizes)
 
-    def _embedding(self) -> Unit:
-        self._progress("embedding")
-        groups = [(("embed_tokens.weight",), "")]
-        self.shared["embedding"] = self.writer.write("embedding", groups, [])
-        graph = self.lowering.embedding()
-        return self._unit("embedding", graph, ["embed_tokens.weight"], "embedding")
+    def _recipes(self) -> list[Recipe]:
+        """What every unit's blob is made of, in the order of the units."""
+        embedding = Product(("embed_tokens.weight",), self.encodings["embed_tokens.weight"])
+        head = () if self.tied else (Product((HEAD,), self.encodings[HEAD]),)
+        return [
+            Recipe("embedding", "", (embedding,), (), self.activations),
+            *(self._block_recipe(index) for index in range(self.num_blocks)),
+            Recipe("head", "", head, (("norm.weight",),), self.activations),
+        ]
 
-    def _block(self, index: int) -> Unit:
-        place, prefix = f"block.{index}", f"layers.{index}."
-        self._progress(place)
-        groups: list[tuple[tuple[str, ...], str]] = []
+    def _block_recipe(self, index: int) -> Recipe:
+        prefix = f"layers.{index}."
+        products: list[Product] = []
         vectors: list[tuple[str, ...]] = []
         for node in self.block_nodes:
             if node.operator == "Linear":
-                groups += [
-                    (names, prefix) for names, _ in linear_groups(node, self.encodings, prefix)
+                products += [
+                    Product(names, self.encodings[prefix + names[0]])
+                    for names, _ in linear_groups(node, self.encodings, prefix)
                 ]
                 vectors += [node.names("biases")] if node.names("biases") else []
             elif node.operator == "RMSNorm":
                 vectors.append((f"{node.text('weight')}.weight",))
-        self.shared[place] = self.writer.write(place, groups, vectors, prefix)
-        lower = self.lowering.block
-        nodes = self.block_nodes
-        graph = lower(nodes, place, prefix, f"hidden.{index + 1}", f"hidden.{index + 2}")
-        key = tuple(self.encodings[prefix + weight] for names, _ in groups for weight in names)
-        if key not in self.structures:
-            anywhere = lower(nodes, "block", prefix, "hidden.in", "hidden.out")
-            self.structures[key] = anywhere.structure()
-        weights = [prefix + name for names, _ in groups for name in names]
-        weights += [prefix + name for names in vectors for name in names]
-        return self._unit("block", graph, weights, place, self.structures[key])
+        return Recipe(f"block.{index}", prefix, tuple(products), tuple(vectors), self.activations)
 
-    def _head(self) -> Unit:
-        self._progress("head")
+    def _embedding(self, recipe: Recipe) -> Unit:
+        return self._unit("embedding", self.lowering.embedding(), recipe)
+
+    def _block(self, index: int, recipe: Recipe) -> Unit:
+        lower, nodes = self.lowering.block, self.block_nodes
+        first, last = f"hidden.{index + 1}", f"hidden.{index + 2}"
+        graph = lower(nodes, recipe.unit, recipe.prefix, first, last)
+        key = tuple((product.names, product.encoding) for product in recipe.products)
+        if key not in self.structures:
+            anywhere = lower(nodes, "block", recipe.prefix, "hidden.in", "hidden.out")
+            self.structures[key] = anywhere.structure()
+        return self._unit("block", graph, recipe, self.structures[key])
+
+    def _head(self, recipe: Recipe) -> Unit:
         epsilon = float(self.config.rms_norm_eps)
-        groups = [] if self.tied else [(("lm_head.weight",), "")]
-        self.shared["head"] = self.writer.write("head", groups, [("norm.weight",)])
         last = f"hidden.{self.num_blocks + 1}"
         graph = self.lowering.head(epsilon, "head", last, self.tied)
         structure = self.lowering.head(epsilon, "head", "hidden.in", self.tied).structure()
-        weights = ["norm.weight"] + ([] if self.tied else ["lm_head.weight"])
-        return self._unit("head", graph, weights, "head", structure)
-
-    def _progress(self, step: str) -> None:
-        self.report(Progress(step, self.writer.done, self.total))
+        return self._unit("head", graph, recipe, structure)
 
     def _unit(
-        self,
-        kind: UnitKind,
-        graph: GraphBuilder,
-        weights: Sequence[str],
-        name: str,
-        structure: str | None = None,
+        self, kind: UnitKind, graph: GraphBuilder, recipe: Recipe, structure: str | None = None
     ) -> Unit:
         extents: dict[str, Extent] = {}
         for label in graph.blobs:
@@ -378,12 +388,11 @@ class _Compilation:
         model = graph.model(extents)
         if self.target == "ort":
             model = SkipNormPass().call(model)
-        parameters = sum(int(np.prod(self.checkpoint.shape(weight))) for weight in weights)
         return Unit(
-            name=name,
+            name=recipe.unit,
             kind=kind,
             graph=self.store.put(model.SerializeToString(deterministic=True), ".onnx"),
             weights=tuple(self.shared[label].blob for label in graph.blobs),
             structure=structure or graph.structure(),
-            num_parameters=parameters,
+            num_parameters=sum(math.prod(self.checkpoint.shape(t)) for t in recipe.tensors),
         )

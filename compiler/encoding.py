@@ -22,6 +22,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeshard.compiler.kernels import pack_nibbles, quantise_blocks
+
 Array = NDArray[np.generic]
 Floats = NDArray[np.float32]
 GGUF_BLOCK = 32
@@ -78,18 +80,13 @@ def quantise(weight: Floats, encoding: Encoding) -> dict[str, Array]:
     if encoding.kind == "rows":
         return _quantise_rows(weight)
     rows, columns = weight.shape
-    blocks = weight.reshape(rows, columns // encoding.block, encoding.block)
-    zero = 2 ** (encoding.bits - 1)
-    index = np.abs(blocks).argmax(axis=2)[:, :, None]
-    peak = np.take_along_axis(blocks, index, axis=2)
-    # The peak lands on code 0: that side of the grid has one step more.
-    scales = (peak / -zero).astype(np.float32)
-    inverse = np.divide(1.0, scales, out=np.zeros_like(scales), where=scales != 0)
-    codes = np.clip(np.rint(blocks * inverse) + zero, 0, 2 * zero - 1).astype(np.uint8)
-    return {
-        "scales": scales[:, :, 0],
-        "codes": _pack(codes.reshape(rows, columns), encoding.bits),
-    }
+    scales = np.empty((rows, columns // encoding.block), np.float32)
+    codes = np.empty((rows, columns), np.uint8)
+    values = np.ascontiguousarray(weight, np.float32).reshape(-1)
+    quantise_blocks(
+        values, encoding.block, 2.0 ** (encoding.bits - 1), scales.reshape(-1), codes.reshape(-1)
+    )
+    return {"scales": scales, "codes": _pack(codes, encoding.bits)}
 
 
 def _quantise_rows(weight: Floats) -> dict[str, Array]:
@@ -139,4 +136,6 @@ def decode(parts: dict[str, Array], encoding: Encoding) -> Floats:
 def _pack(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
     if bits == 8:
         return codes
-    return np.asarray(codes[:, 0::2] | (codes[:, 1::2] << 4), np.uint8)
+    packed = np.empty((codes.shape[0], codes.shape[1] // 2), np.uint8)
+    pack_nibbles(np.ascontiguousarray(codes).reshape(-1), packed.reshape(-1))
+    return packed

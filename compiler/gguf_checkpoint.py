@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import gguf
 import numpy as np
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
 from edgeshard.compiler.checkpoint import check_architecture
-from edgeshard.compiler.encoding import STORED
+from edgeshard.compiler.stored import read_rows, widen
 from edgeshard.errors import InputError
 
 _ENDS = {
@@ -67,6 +68,10 @@ class GgufCheckpoint:
             raise InputError(f"{self.path} has no field {name}; fetch it again")
         return str(field.contents())
 
+    def files(self) -> list[Path]:
+        """See `Checkpoint.files`."""
+        return [self.path]
+
     def digest(self) -> str:
         """See `Checkpoint.digest`."""
         with self.path.open("rb") as file:
@@ -86,28 +91,29 @@ class GgufCheckpoint:
 
     def floats(self, name: str) -> NDArray[np.float32]:
         """See `Checkpoint.floats`."""
-        tensor = self._tensors[name]
-        values = gguf.dequantize(tensor.data, tensor.tensor_type)
-        return np.require(self._in_order(name, values), np.float32, ["C", "W"])
+        rows = np.concatenate(list(self.pieces(name)))
+        return widen(rows, self.stored_type(name)).reshape(self.shape(name))
 
-    def gguf_blocks(self, name: str) -> NDArray[np.uint8]:
-        """See `Checkpoint.gguf_blocks`."""
-        if self.stored_type(name) not in STORED:
-            raise InputError(
-                f"tensor {name} of {self.path} is {self.stored_type(name)}, not blocks"
-            )
-        return np.ascontiguousarray(self._in_order(name, self._tensors[name].data), np.uint8)
+    def pieces(self, name: str) -> Iterator[NDArray[np.uint8]]:
+        """See `Checkpoint.pieces`."""
+        tensor, num_rows = self._tensors[name], self.shape(name)[0]
+        row_bytes, offset = int(tensor.n_bytes) // num_rows, int(tensor.data_offset)
+        heads = self._interleaved_heads(name)
+        if heads is None:
+            yield from read_rows(self.path, offset, num_rows, row_bytes)
+            return
+        head_rows = num_rows // heads
+        for piece in read_rows(self.path, offset, num_rows, row_bytes, multiple=head_rows):
+            pairs = piece.reshape(-1, head_rows // 2, 2, row_bytes)
+            yield np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(piece.shape)
 
-    def _in_order(self, name: str, rows: NDArray[Any]) -> NDArray[Any]:
-        """Undo llama.cpp's interleaving of rotary pairs in the rows of queries and keys."""
+    def _interleaved_heads(self, name: str) -> int | None:
+        """Heads of a matrix in whose rows llama.cpp interleaves rotary pairs; None: it does not."""
         if name.endswith("q_proj.weight"):
-            heads = int(self.config.num_attention_heads)
-        elif name.endswith("k_proj.weight"):
-            heads = int(self.config.num_key_value_heads)
-        else:
-            return rows
-        split = rows.reshape(heads, rows.shape[0] // heads // 2, 2, *rows.shape[1:])
-        return split.swapaxes(1, 2).reshape(rows.shape)
+            return int(self.config.num_attention_heads)
+        if name.endswith("k_proj.weight"):
+            return int(self.config.num_key_value_heads)
+        return None
 
     def tokenizer(self) -> transformers.PreTrainedTokenizerBase | None:
         """See `Checkpoint.tokenizer`."""

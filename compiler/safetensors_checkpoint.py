@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 import transformers
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from edgeshard.compiler.checkpoint import check_architecture
+from edgeshard.compiler.stored import VALUE_BYTES, read_rows, widen
 from edgeshard.errors import InputError
 
 _TYPES = {"F32", "F16", "BF16"}
@@ -38,6 +40,7 @@ class SafetensorsCheckpoint:
         self.config: transformers.PretrainedConfig = transformers.AutoConfig.from_pretrained(path)
         check_architecture(self.config.model_type, self.config)
         self._files: dict[str, Path] = {}
+        self._offsets: dict[str, int] = {}
         self._open_files: dict[Path, Any] = {}
         for file in self._weight_files():
             try:
@@ -46,6 +49,7 @@ class SafetensorsCheckpoint:
                 raise InputError(f"{file} is not whole: {error}; fetch it again") from error
             self._open_files[file] = handle
             self._files.update(dict.fromkeys(handle.keys(), file))
+            self._offsets.update(_offsets(file))
 
     def _weight_files(self) -> list[Path]:
         single = self.path / "model.safetensors"
@@ -78,9 +82,8 @@ class SafetensorsCheckpoint:
             raise InputError(f"{self.path / name} is not a JSON object")
         return plain
 
-    def digest(self) -> str:
-        """See `Checkpoint.digest`; covers the configuration, the tokenizer and all weights."""
-        total = hashlib.sha256()
+    def files(self) -> list[Path]:
+        """See `Checkpoint.files`: the configuration, the tokenizer and all weights."""
         extras = (
             "config.json",
             "generation_config.json",
@@ -89,7 +92,12 @@ class SafetensorsCheckpoint:
             "chat_template.jinja",
         )
         paths = [self.path / name for name in extras if (self.path / name).exists()]
-        for path in [*paths, *sorted(self._open_files)]:
+        return [*paths, *sorted(self._open_files)]
+
+    def digest(self) -> str:
+        """See `Checkpoint.digest`."""
+        total = hashlib.sha256()
+        for path in self.files():
             with path.open("rb") as file:
                 total.update(f"{path.name} ".encode())
                 total.update(hashlib.file_digest(file, "sha256").digest())
@@ -118,17 +126,31 @@ class SafetensorsCheckpoint:
 
     def floats(self, name: str) -> NDArray[np.float32]:
         """See `Checkpoint.floats`."""
-        raw = self._raw(name)
-        tensor = self._open_files[self._files[raw]].get_tensor(raw)
-        values: NDArray[np.float32] = tensor.to(torch.float32).numpy()
-        return values
+        return widen(np.concatenate(list(self.pieces(name))), self.stored_type(name)).reshape(
+            self.shape(name)
+        )
 
-    def gguf_blocks(self, name: str) -> NDArray[np.uint8]:
-        """See `Checkpoint.gguf_blocks`; safetensors have none."""
-        raise InputError(f"tensor {name} of {self.path} is not in GGUF blocks")
+    def pieces(self, name: str) -> Iterator[NDArray[np.uint8]]:
+        """See `Checkpoint.pieces`."""
+        file, shape = self._files[self._raw(name)], self.shape(name)
+        offset = self._offsets[self._raw(name)]
+        row_bytes = math.prod(shape[1:]) * VALUE_BYTES[self.stored_type(name)]
+        return read_rows(file, offset, shape[0], row_bytes)
 
     def tokenizer(self) -> transformers.PreTrainedTokenizerBase | None:
         """See `Checkpoint.tokenizer`."""
         if not any((self.path / name).exists() for name in ("tokenizer.json", "tokenizer.model")):
             return None
         return transformers.AutoTokenizer.from_pretrained(self.path)
+
+
+def _offsets(file: Path) -> dict[str, int]:
+    """Where each tensor starts; the header has been checked by opening the file."""
+    with file.open("rb") as opened:
+        size = int.from_bytes(opened.read(8), "little")
+        header = json.loads(opened.read(size))
+    return {
+        name: 8 + size + int(entry["data_offsets"][0])
+        for name, entry in header.items()
+        if name != "__metadata__"
+    }

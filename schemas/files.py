@@ -23,6 +23,7 @@ from edgeshard.errors import InputError
 from edgeshard.schemas.cluster import Cluster
 from edgeshard.schemas.common import Blob, Schema
 from edgeshard.schemas.model import ModelManifest
+from edgeshard.schemas.note import SourceNote, WeightsNote
 from edgeshard.schemas.plan import Plan
 from edgeshard.schemas.profile import Profile
 from edgeshard.schemas.shard import ShardManifest
@@ -34,6 +35,8 @@ KINDS: dict[str, type[Schema]] = {
     "cluster": Cluster,
     "profile": Profile,
     "plan": Plan,
+    "weights": WeightsNote,
+    "source": SourceNote,
 }
 MAX_FILE_BYTES = 64 * 2**20
 

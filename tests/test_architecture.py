@@ -25,7 +25,17 @@ ALLOWED = {
     "planner": {"edgeshard.schemas", "numpy"},
     "compiler": {
         *("edgeshard.artifacts", "edgeshard.schemas"),
-        *("gguf", "ml_dtypes", "msgspec", "numpy", "onnx", "optimum", "safetensors", "torch"),
+        *(
+            "gguf",
+            "ml_dtypes",
+            "msgspec",
+            "numba",
+            "numpy",
+            "onnx",
+            "optimum",
+            "safetensors",
+            "torch",
+        ),
         "transformers",
     },
     "runtime": {
@@ -37,7 +47,7 @@ ALLOWED = {
 SIMULATE_ONLY = {"matplotlib", "simpy"}
 ON_PAPER = ("paper", "simulate")
 SIMULATOR_SEES = {"edgeshard.runtime.schedule", "edgeshard.runtime.wire"}
-COMPILE_ONLY = {"accelerate", "gguf", "onnxscript", "optimum", "safetensors", "torch"}
+COMPILE_ONLY = {"accelerate", "gguf", "numba", "onnxscript", "optimum", "safetensors", "torch"}
 COMPILE_ONLY.add("transformers")
 COMPILE_ONLY.add("edgeshard.compiler")
 MAY_COMPILE = {"edgeshard/quality.py", "edgeshard/verify.py", "edgeshard/cli/compile.py"}

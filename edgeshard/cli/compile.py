@@ -43,6 +43,10 @@ def compile_command(
         ),
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the model in the store.")] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(min=1, max=64, help="Units compiled at once; without it: the processors."),
+    ] = None,
     cluster: Annotated[
         Path | None,
         typer.Option(help="Go on to plan and fuse for this cluster, after measuring its agents."),
@@ -90,6 +94,7 @@ def compile_command(
         variants=variants,
         activations=chosen[2],
         context=context,
+        jobs=jobs,
     )
     if cluster or profile:
         _plan_and_fuse(
@@ -108,6 +113,7 @@ def run_compile(
     variants: Sequence[Target] = (),
     activations: FloatType | None = None,
     context: int = 2048,
+    jobs: int | None = None,
 ) -> Compiled:
     """Compile with a progress bar on standard error, and say what came out."""
     try:
@@ -135,6 +141,7 @@ def run_compile(
             variants=variants,
             activations=activations,
             context=context,
+            jobs=jobs,
             on_progress=lambda p: bar.update(
                 task, description=f"{p.step:<22}", completed=p.done, total=max(p.total, 1)
             ),

@@ -1,0 +1,173 @@
+"""Fills the blobs of all units, several at once, and leaves a note of each that is done.
+
+A note's key says everything that decides a blob's bytes: the checkpoint's files as they lie on the
+disk, the unit's tensors and their encodings, and the code that encodes. A later compile, or the
+same one after it was killed, takes the blob of an equal key as it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from edgeshard.artifacts.store import Store
+from edgeshard.compiler import blob as blob_module
+from edgeshard.compiler import encoding, kernels, stored, weights
+from edgeshard.compiler.blob import WrittenBlob, blob_bytes, write_blob
+from edgeshard.compiler.checkpoint import Checkpoint
+from edgeshard.compiler.graph import Extent
+from edgeshard.compiler.weights import Recipe, layout_of, pieces
+from edgeshard.errors import ArtifactError, InputError
+from edgeshard.schemas.common import Digest
+from edgeshard.schemas.note import SourceNote, TensorPlace, WeightsNote
+
+MAX_JOBS = 8
+# Whatever decides which bytes come out of which weights.
+_CODE = (blob_module, encoding, kernels, stored, weights)
+
+
+def default_jobs() -> int:
+    """Units at once unless a person asks for another number."""
+    return max(1, min(MAX_JOBS, os.cpu_count() or 1))
+
+
+class Production:
+    """Makes the blobs of one checkpoint in one store."""
+
+    def __init__(
+        self,
+        store: Store,
+        checkpoint: Checkpoint,
+        jobs: int,
+        on_values: Callable[[str, int], None],
+    ) -> None:
+        """Look at the checkpoint's files.
+
+        Args:
+            store: where blobs and notes go.
+            checkpoint: where weights come from.
+            jobs: units at once; each holds a few MiB.
+            on_values: told the unit and how many more values of the checkpoint are behind.
+        """
+        self._store = store
+        self._checkpoint = checkpoint
+        self._jobs = jobs
+        self._on_values = on_values
+        self._lock = threading.Lock()
+        self._stamp = _stamp(checkpoint.files())
+        self.num_reused = 0
+
+    def run(self, recipes: Sequence[Recipe]) -> tuple[dict[str, WrittenBlob], Digest]:
+        """Make every recipe's blob, and the digest of the checkpoint beside them.
+
+        Raises:
+            InputError: a tensor cannot be used, or a file was changed meanwhile.
+            ArtifactError: the store cannot take the blobs.
+        """
+        self._store.sweep()
+        self._check_room(recipes)
+        # One more thread than jobs: the digest needs the disk where the jobs need the processor.
+        pool = ThreadPoolExecutor(self._jobs + 1, thread_name_prefix="compile")
+        try:
+            digest = pool.submit(self._source_digest)
+            made = {recipe.unit: pool.submit(self._make, recipe) for recipe in recipes}
+            blobs = {unit: future.result() for unit, future in made.items()}
+            source = digest.result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+        if _stamp(self._checkpoint.files()) != self._stamp:
+            raise InputError(
+                f"{self._checkpoint.path} was changed during the compile; run it again"
+            )
+        self._store.put_note(f"source-{self._stamp}", SourceNote(digest=source))
+        return blobs, source
+
+    def _make(self, recipe: Recipe) -> WrittenBlob:
+        # Asked again here: another compile into this store may have made it by now.
+        known = self._known(recipe)
+        if known is not None:
+            with self._lock:
+                self.num_reused += 1
+            self._count(recipe, sum(self._num_values(name) for name in recipe.tensors))
+            return known
+        filling = pieces(recipe, self._checkpoint, lambda count: self._count(recipe, count))
+        written = write_blob(self._store, layout_of(recipe, self._checkpoint), filling)
+        places = tuple(
+            TensorPlace(name=name, offset=extent.offset, length=extent.length)
+            for name, extent in written.extents.items()
+        )
+        note = WeightsNote(blob=written.blob, tensors=places)
+        self._store.put_note(self._note_name(recipe), note)
+        return written
+
+    def _known(self, recipe: Recipe) -> WrittenBlob | None:
+        note = self._store.note(self._note_name(recipe), WeightsNote)
+        if note is None or not self._store.has(note.blob):
+            return None
+        name = note.blob.filename
+        extents = {t.name: Extent(name, t.offset, t.length) for t in note.tensors}
+        return WrittenBlob(note.blob, extents)
+
+    def _note_name(self, recipe: Recipe) -> str:
+        products = [(p.names, p.encoding) for p in recipe.products]
+        made_of = (recipe.prefix, products, recipe.vectors, recipe.floats)
+        text = repr((self._stamp, _code(), made_of))
+        return f"weights-{hashlib.sha256(text.encode()).hexdigest()}"
+
+    def _source_digest(self) -> Digest:
+        known = self._store.note(f"source-{self._stamp}", SourceNote)
+        if known is not None:
+            return known.digest
+        digest = self._checkpoint.digest()
+        self._check_unchanged()
+        self._store.put_note(f"source-{self._stamp}", SourceNote(digest=digest))
+        return digest
+
+    def _check_unchanged(self) -> None:
+        if _stamp(self._checkpoint.files()) != self._stamp:
+            raise InputError(f"{self._checkpoint.path} changed during the compile; run it again")
+
+    def _check_room(self, recipes: Sequence[Recipe]) -> None:
+        """Refuse before the work what the disk cannot take."""
+        needed = sum(
+            blob_bytes(layout_of(recipe, self._checkpoint))
+            for recipe in recipes
+            if self._known(recipe) is None
+        )
+        free = shutil.disk_usage(self._store.root).free
+        if needed > free:
+            raise ArtifactError(
+                f"{self._store.root} needs {needed} more bytes, the disk has {free}; "
+                "free space or give another --out"
+            )
+
+    def _count(self, recipe: Recipe, count: int) -> None:
+        with self._lock:
+            self._on_values(recipe.unit, count)
+
+    def _num_values(self, name: str) -> int:
+        return int(np.prod(self._checkpoint.shape(name)))
+
+
+def _stamp(files: Sequence[Path]) -> str:
+    """What changes when a file is written anew: cheap, where a digest would read everything."""
+    parts = []
+    for path in files:
+        found = path.stat()
+        parts.append((str(path.resolve()), found.st_size, found.st_mtime_ns, found.st_ino))
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+@cache
+def _code() -> str:
+    """Digest of the modules that make blobs, so that no note outlives a change of them."""
+    sources = [Path(module.__file__ or "").read_bytes() for module in _CODE]
+    return hashlib.sha256(b"".join(sources)).hexdigest()

@@ -1,0 +1,83 @@
+"""Bytes of a checkpoint, read in pieces and widened to float32.
+
+Rule: files are read, never mapped. A mapped file stays resident for as long as it is open, and a
+checkpoint is larger than what compiling may take.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import gguf
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeshard.compiler.kernels import all_finite, widen_halves
+from edgeshard.errors import InputError
+
+Rows = NDArray[np.uint8]
+Floats = NDArray[np.float32]
+
+# Small enough to stay in a core's cache on its way through the quantiser.
+PIECE_BYTES = 2**20
+VALUE_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+
+
+def read_rows(
+    path: Path, offset: int, num_rows: int, row_bytes: int, multiple: int = 1
+) -> Iterator[Rows]:
+    """Read neighbouring rows of a file.
+
+    Args:
+        path: the file.
+        offset: where the first row starts.
+        num_rows: how many; with 0 columns or rows nothing is read.
+        row_bytes: bytes of each.
+        multiple: every piece but the last has a multiple of so many rows.
+
+    Yields:
+        Pieces `[rows, row_bytes]` of about `PIECE_BYTES`.
+
+    Raises:
+        InputError: the file cannot be read, or ends too early.
+    """
+    step = max(1, PIECE_BYTES // max(1, row_bytes * multiple)) * multiple
+    try:
+        with path.open("rb", buffering=0) as file:
+            file.seek(offset)
+            for start in range(0, num_rows, step):
+                piece = np.empty((min(step, num_rows - start), row_bytes), np.uint8)
+                left = piece.reshape(-1).data
+                while left:
+                    count = file.readinto(left)
+                    if not count:
+                        raise InputError(f"{path} ends too early; fetch it again")
+                    left = left[count:]
+                yield piece
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def widen(rows: Rows, stored_type: str) -> Floats:
+    """Rows as stored to float32 `[rows, columns]`; block formats are dequantised."""
+    if stored_type == "F32":
+        return rows.view(np.float32)
+    if stored_type not in ("F16", "BF16"):
+        kind = gguf.GGMLQuantizationType[stored_type]
+        return np.ascontiguousarray(gguf.dequantize(rows, kind), np.float32)
+    halves = rows.view(np.uint16)
+    words = np.empty(halves.shape, np.uint32)
+    floats = words.view(np.float32)
+    if stored_type == "BF16":
+        np.left_shift(halves, 16, out=words, dtype=np.uint32)
+    else:
+        widen_halves(halves.reshape(-1), words.reshape(-1))
+        with np.errstate(invalid="ignore"):  # a signalling NaN; it stays one
+            np.multiply(floats, np.float32(2.0**112), out=floats)
+    return floats
+
+
+def is_finite(floats: Floats) -> bool:
+    """Whether no value is infinite or NaN."""
+    return bool(all_finite(np.ascontiguousarray(floats).reshape(-1).view(np.uint32)))
