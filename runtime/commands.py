@@ -297,6 +297,7 @@ class Commands:
             slots=start.slots,
             chunk_tokens=start.chunk_tokens,
             max_waiting=start.max_waiting,
+            num_groups=start.num_groups,
             silence_seconds=start.silence_seconds,
         )
         self._coordinator = Tenant(

@@ -117,6 +117,7 @@ class StartCoordinator(Control, frozen=True):
     slots: Positive
     chunk_tokens: Positive
     max_waiting: Positive = 64
+    num_groups: Positive = 1
     silence_seconds: float = 30.0
 
 

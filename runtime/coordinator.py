@@ -19,6 +19,7 @@ import numpy as np
 
 from edgeshard.errors import DeviceError, LinkError
 from edgeshard.runtime import ask, control, schedule, wire
+from edgeshard.runtime import schedule_events as events
 from edgeshard.runtime.chain_watch import ChainWatch
 from edgeshard.runtime.channel import Network, Poller, Waker
 from edgeshard.runtime.desk import Desk
@@ -51,6 +52,7 @@ class CoordinatorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     Attributes:
         first_endpoint: data port of stage 0.
         client_keys: who may generate.
+        num_groups: micro-batches that keep every stage busy.
         silence_seconds: how long a step may take before it counts as lost.
     """
 
@@ -67,6 +69,7 @@ class CoordinatorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     slots: int
     chunk_tokens: int
     max_waiting: int
+    num_groups: int
     silence_seconds: float
 
 
@@ -118,9 +121,10 @@ class Coordinator:
                 chunk_tokens=config.chunk_tokens,
                 window=len(config.stages),
                 max_waiting=config.max_waiting,
+                num_groups=config.num_groups,
             )
         )
-        self._sent: dict[int, float] = {}  # when a request's last step left or came back
+        self._sent: dict[int, float] = {}  # when a step left, by number
         self._heard = now
         self._traced: int | None = None
         self._stop: str | None = None
@@ -191,7 +195,7 @@ class Coordinator:
                 self._turn(desk)
                 self._check(desk, time.monotonic())
         except Stopped as stopped:
-            self._handle(desk, schedule.ChainFailed(str(stopped)))
+            self._handle(desk, events.ChainFailed(str(stopped)))
             raise
 
     def _turn(self, desk: Desk | None) -> None:
@@ -216,25 +220,32 @@ class Coordinator:
     def _check(self, desk: Desk, now: float) -> None:
         draining = self._drain or self._watch.draining()
         if draining is not None:
-            self._handle(desk, schedule.Drain(draining))
+            self._handle(desk, events.Drain(draining))
         if self._schedule.failed is not None:
             return
         problem = self._watch.problem(now) or self._silence(desk, now)
         if problem is not None:
             print(f"the chain has failed: {problem}", file=sys.stderr)
-            self._handle(desk, schedule.ChainFailed(problem))
+            self._handle(desk, events.ChainFailed(problem))
 
     def _silence(self, desk: Desk, now: float) -> str | None:
         """End requests whose step was lost; say so where the whole chain is silent."""
         if self._outlet.blocked_seconds() > BLOCKED_SECONDS:
             return f"{self._name(0)} takes nothing for {BLOCKED_SECONDS:.0f} s"
         limit = self._config.silence_seconds
-        lost = [one for one in self._schedule.in_flight() if now - self._sent[one] > limit]
+        in_flight = self._schedule.in_flight()
+        self._sent = {number: self._sent[number] for number in in_flight}
+        lost = [
+            one
+            for number, requests in in_flight.items()
+            if now - self._sent[number] > limit
+            for one in requests
+        ]
         if lost and now - self._heard > limit:
             return f"no stage has finished a step for {limit:.0f} s"
         for request in lost:
             reason = f"a step was lost on its way: nothing came back for {limit:.0f} s; ask again"
-            self._handle(desk, schedule.RequestFailed(request, reason))
+            self._handle(desk, events.RequestFailed(request, reason))
         return None
 
     # From the chain and the agents
@@ -256,17 +267,18 @@ class Coordinator:
                 self._traced = message.nonce
             elif desk is not None and isinstance(message, wire.Fault):
                 reason = f"{self._name(message.stage)}: {message.reason}"
-                self._handle(desk, schedule.RequestFailed(message.request, reason))
+                self._handle(desk, events.RequestFailed(message.request, reason))
             elif desk is not None and isinstance(message, wire.Token):
-                self._token_back(desk, message)
+                self._step_back(desk, message)
 
-    def _token_back(self, desk: Desk, message: wire.Token) -> None:
-        if not self._schedule.expects(message.request, message.position):
-            return  # of a request that is over
-        self._sent[message.request] = self._heard
-        ends = desk.read(message)
-        back = schedule.TokenBack(message.request, message.position, message.token, ends)
-        self._handle(desk, back)
+    def _step_back(self, desk: Desk, message: wire.Token) -> None:
+        expected = self._schedule.expects(message.number)
+        rows = tuple(
+            events.TokenBack(row.request, row.token, desk.read(row, message.compute_seconds))
+            for row in message.rows
+            if row.request in expected  # the others are over
+        )
+        self._handle(desk, events.StepBack(message.number, rows))
 
     def _name(self, index: int) -> str:
         stages = self._config.stages
@@ -284,36 +296,36 @@ class Coordinator:
 
     # What the schedule wants done
 
-    def _handle(self, desk: Desk, event: schedule.ScheduleEvent) -> None:
+    def _handle(self, desk: Desk, event: events.ScheduleEvent) -> None:
         for cancel in self._do(desk, self._schedule.handle(event)):
             self._handle(desk, cancel)
 
     def _do(
-        self, desk: Desk, instructions: Sequence[schedule.ScheduleInstruction]
-    ) -> list[schedule.Cancel]:
+        self, desk: Desk, instructions: Sequence[events.ScheduleInstruction]
+    ) -> list[events.Cancel]:
         epoch = self._config.epoch
-        cancels: list[schedule.Cancel] = []
+        cancels: list[events.Cancel] = []
         cut = {
             one.request
             for one in instructions
-            if isinstance(one, schedule.Finish) and one.reason == "length"
+            if isinstance(one, events.Finish) and one.reason == "length"
         }
         for one in instructions:
             match one:
-                case schedule.SendStep():
-                    self._sent[one.request] = time.monotonic()
-                    tokens = np.array(one.tokens, np.int64)
-                    place = (one.request, one.slot, one.position)
-                    step = wire.Step(epoch, *place, len(one.tokens), one.wants_token)
+                case events.SendStep():
+                    self._sent[one.number] = time.monotonic()
+                    rows = tuple(wire.Row(row.request, row.position) for row in one.rows)
+                    tokens = np.array([row.tokens for row in one.rows], np.int64)
+                    place = (one.number, one.slot, rows)
+                    step = wire.Step(epoch, *place, tokens.shape[1], one.wants_token)
                     self._send(step, tokens.tobytes())
-                case schedule.SendOpen():
+                case events.SendOpen():
                     self._send(wire.Open(epoch, one.request, one.slot, one.sampling))
-                case schedule.SendClose():
+                case events.SendClose():
                     self._send(wire.Close(epoch, one.request, one.slot))
-                case schedule.Emit():
+                case events.Emit():
                     cancels += desk.give(one, is_last=one.request in cut)
-                case schedule.Finish() | schedule.Fail():
-                    self._sent.pop(one.request, None)
+                case events.Finish() | events.Fail():
                     desk.give(one)
         return cancels
 

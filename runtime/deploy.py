@@ -9,6 +9,7 @@ Rule: all or nothing. Where a stage cannot be loaded, the others are stopped aga
 from __future__ import annotations
 
 import contextlib
+import math
 import secrets
 import threading
 from collections.abc import Callable, Sequence
@@ -111,6 +112,17 @@ def deploy(
         return crew.deploy(store, manifest, model, shards, drain_seconds, silence_seconds)
     finally:
         crew.close()
+
+
+def num_groups(plan: Plan) -> int:
+    """Micro-batches that keep the slowest stage or link of a plan busy, and no more.
+
+    A group comes back after `token_seconds`, and the slowest is done with it after its own part of
+    that; more groups would only make each of them smaller.
+    """
+    slowest = max(max(stage.decode_seconds, stage.hop_busy_seconds or 0.0) for stage in plan.stages)
+    needed = math.ceil(plan.token_seconds / slowest) if slowest > 0 else 1
+    return max(1, min(plan.slots, needed))
 
 
 def _check(plan: Plan, model: Blob, cluster: Cluster) -> None:
@@ -273,6 +285,7 @@ class _Crew:
             context=self._plan.context,
             slots=self._plan.slots,
             chunk_tokens=min(CHUNK_TOKENS, max(self._plan.context, 3)),
+            num_groups=num_groups(self._plan),
             silence_seconds=silence_seconds,
         )
         self._agents[name].start_coordinator(

@@ -13,7 +13,8 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from edgeshard.errors import EdgeShardError
-from edgeshard.runtime import ask, control, schedule, wire
+from edgeshard.runtime import ask, control, wire
+from edgeshard.runtime import schedule_events as events
 from edgeshard.runtime.channel import Arrival, Listener
 from edgeshard.runtime.text import Answer, TextModel
 
@@ -52,7 +53,7 @@ class Desk:
 
     # From clients
 
-    def take(self) -> Iterator[schedule.ScheduleEvent]:
+    def take(self) -> Iterator[events.ScheduleEvent]:
         """What clients ask now; the schedule handles each event before the next is taken."""
         for _ in range(MAX_TURN_ASKS):
             arrival = self._clients.receive()
@@ -68,11 +69,11 @@ class Desk:
                     yield from self._generate(arrival, message)
                 case ask.Cancel():
                     for request in self._requests_of(arrival.peer, message.id):
-                        yield schedule.Cancel(request)
+                        yield events.Cancel(request)
                 case ask.Ping():
                     self._say(arrival.peer, ask.Pong())
 
-    def _generate(self, arrival: Arrival, message: ask.Generate) -> Iterator[schedule.Submit]:
+    def _generate(self, arrival: Arrival, message: ask.Generate) -> Iterator[events.Submit]:
         try:
             if self._requests_of(arrival.peer, message.id):
                 raise wire.ProtocolError(f"request {message.id} of this connection still runs")
@@ -89,7 +90,7 @@ class Desk:
             arrival.peer, message.id, answer, len(prompt), message.ignore_eos
         )
         seed = secrets.randbits(63) if message.seed is None else message.seed
-        yield schedule.Submit(
+        yield events.Submit(
             request=request,
             client=arrival.key,
             prompt=prompt,
@@ -109,27 +110,31 @@ class Desk:
 
     # From the chain
 
-    def read(self, message: wire.Token) -> bool:
+    def read(self, row: wire.Sampled, compute_seconds: float) -> bool:
         """Turn a token into text, to be given out with its `Emit`.
+
+        Args:
+            row: of a request that is live.
+            compute_seconds: what the stages spent on its step.
 
         Returns:
             Whether the answer ends with it: an end token or a stop string.
         """
-        live = self._live[message.request]
+        live = self._live[row.request]
         live.text = ""
-        if message.token is None:
+        if row.token is None:
             return False
-        live.decode_seconds += message.compute_seconds if live.num_tokens else 0.0
+        live.decode_seconds += compute_seconds if live.num_tokens else 0.0
         live.num_tokens += 1
-        if message.token in self._eos and not live.ignore_eos:
+        if row.token in self._eos and not live.ignore_eos:
             live.text = live.answer.flush()
             return True
-        live.text, is_stopped = live.answer.push(message.token)
+        live.text, is_stopped = live.answer.push(row.token)
         return is_stopped
 
     def give(
-        self, one: schedule.Emit | schedule.Finish | schedule.Fail, *, is_last: bool = False
-    ) -> list[schedule.Cancel]:
+        self, one: events.Emit | events.Finish | events.Fail, *, is_last: bool = False
+    ) -> list[events.Cancel]:
         """Tell a client.
 
         Args:
@@ -141,16 +146,16 @@ class Desk:
         """
         live = self._live[one.request]
         match one:
-            case schedule.Emit():
+            case events.Emit():
                 text = live.text + (live.answer.flush() if is_last else "")
                 if not self._say(live.peer, ask.Piece(live.id, one.index, one.token, text)):
-                    return [schedule.Cancel(request) for request in self._requests_of(live.peer)]
+                    return [events.Cancel(request) for request in self._requests_of(live.peer)]
                 return []
-            case schedule.Finish():
+            case events.Finish():
                 end: ask.Event = ask.Finished(
                     live.id, one.reason, one.num_tokens, live.decode_seconds
                 )
-            case schedule.Fail():
+            case events.Fail():
                 end = ask.Failed(live.id, one.kind, one.reason)
         del self._live[one.request]
         self._say(live.peer, end)

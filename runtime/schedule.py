@@ -1,10 +1,16 @@
 """The coordinator's schedule: what the chain does next. No socket, no clock, no text.
 
-    two slots, three requests of two prompt chunks (p) and decode steps (d); c: Close
+    four slots in two groups, four requests: prompts (p), then decode steps (d) of two rows each
 
-    stage 0   A.p B.p A.p B.p A.d B.d A.d B.d … A.c C.p C.p …
-                              ▲ each request's next step goes out as soon as its token is back,
+    stage 0   A.p B.p C.p D.p AC.d BD.d AC.d BD.d …
+    stage 1       A.p B.p C.p D.p  AC.d BD.d AC.d …
+                              ▲ a group's next step leaves as soon as its last one is back,
                                 or, `in_rounds`, all of them once nothing is on its way
+
+Slots lie in groups of neighbours, and the requests of a group step together: one row each, in one
+batch where their slots touch. A new request takes a slot in the group with the fewest, so few
+requests overlap on the stages and many share a pass over the weights. It joins its group at the
+group's next step.
 
 Requests beyond the slots wait, clients taking turns. A prompt goes in chunks, at most `window` of
 all requests' chunks at once, so that stages overlap and decode steps of others pass in between.
@@ -16,12 +22,29 @@ must not depend on how it was cut.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from edgeshard.runtime.ask import FinishReason
-from edgeshard.runtime.wire import Sampling
+from edgeshard.runtime.schedule_events import (
+    Cancel,
+    ChainFailed,
+    Drain,
+    Emit,
+    Fail,
+    Finish,
+    RequestFailed,
+    Row,
+    ScheduleEvent,
+    ScheduleInstruction,
+    SendClose,
+    SendOpen,
+    SendStep,
+    StepBack,
+    Submit,
+)
+from edgeshard.runtime.wire import MAX_ROWS
 
 MIN_CHUNK_TOKENS = 3
 
@@ -34,6 +57,7 @@ class Limits:
         chunk_tokens: prompt positions of one step at most; at least 3.
         window: prompt chunks on their way at once.
         max_waiting: requests that wait for a slot at most.
+        num_groups: of slots; None: each slot is its own, so that nothing is batched.
         in_rounds: next tokens wait until nothing is on its way and go out together, with the
             bubbles that this makes; else each leaves as soon as its own last one is back.
     """
@@ -44,117 +68,13 @@ class Limits:
     window: int = 1
     max_waiting: int = 64
     in_rounds: bool = False
+    num_groups: int | None = None
 
-
-@dataclass(frozen=True, kw_only=True)
-class Submit:
-    """A client asks; `client` is whom turns are counted by."""
-
-    request: int
-    client: str
-    prompt: tuple[int, ...]
-    max_tokens: int
-    sampling: Sampling
-
-
-@dataclass(frozen=True)
-class TokenBack:
-    """A step is done; `ends` where the text says that the answer is complete."""
-
-    request: int
-    position: int
-    token: int | None
-    ends: bool = False
-
-
-@dataclass(frozen=True)
-class Cancel:
-    """The client wants no more, or is gone."""
-
-    request: int
-
-
-@dataclass(frozen=True)
-class RequestFailed:
-    """A stage gave one request up."""
-
-    request: int
-    reason: str
-
-
-@dataclass(frozen=True)
-class ChainFailed:
-    """A stage is gone; nothing can run until the chain is deployed again."""
-
-    reason: str
-
-
-@dataclass(frozen=True)
-class Drain:
-    """Take no new requests; finish those that run or wait."""
-
-    reason: str
-
-
-ScheduleEvent = Submit | TokenBack | Cancel | RequestFailed | ChainFailed | Drain
-
-
-@dataclass(frozen=True)
-class SendOpen:
-    """Open the slot on every stage."""
-
-    request: int
-    slot: int
-    sampling: Sampling
-
-
-@dataclass(frozen=True)
-class SendStep:
-    """Send positions into the chain."""
-
-    request: int
-    slot: int
-    position: int
-    tokens: tuple[int, ...]
-    wants_token: bool
-
-
-@dataclass(frozen=True)
-class SendClose:
-    """Free the slot on every stage."""
-
-    request: int
-    slot: int
-
-
-@dataclass(frozen=True)
-class Emit:
-    """A token for the client."""
-
-    request: int
-    token: int
-    index: int
-
-
-@dataclass(frozen=True)
-class Finish:
-    """The request is complete."""
-
-    request: int
-    reason: FinishReason
-    num_tokens: int
-
-
-@dataclass(frozen=True)
-class Fail:
-    """The request is over; `kind` names the error's class."""
-
-    request: int
-    kind: str
-    reason: str
-
-
-ScheduleInstruction = SendOpen | SendStep | SendClose | Emit | Finish | Fail
+    @property
+    def group_slots(self) -> int:
+        """Slots of a group; the last one may have fewer."""
+        groups = min(self.num_groups or self.slots, self.slots)
+        return min(MAX_ROWS, -(-self.slots // groups))
 
 
 @dataclass
@@ -163,14 +83,19 @@ class _Request:
     slot: int = -1
     sent: int = 0
     generated: int = 0
-    in_flight: deque[int] = field(default_factory=deque)  # position after each step on its way
+    next_token: int | None = None  # to be sent with its group's next step
 
     @property
     def num_prompt(self) -> int:
         return len(self.ask.prompt)
 
-    def chunks_in_flight(self) -> int:
-        return sum(1 for end in self.in_flight if end <= self.num_prompt)
+
+@dataclass
+class _Step:
+    """A step on its way; `group` is None for a prompt's."""
+
+    group: int | None
+    requests: set[int]
 
 
 class Schedule:
@@ -189,7 +114,8 @@ class Schedule:
         self._running: dict[int, _Request] = {}
         self._waiting: dict[str, deque[_Request]] = {}
         self._prefilling: deque[_Request] = deque()
-        self._held: dict[int, int] = {}  # tokens back that wait for the round to end, by request
+        self._steps: dict[int, _Step] = {}
+        self._next_number = 0
         self._failed: str | None = None
         self._draining: str | None = None
 
@@ -208,26 +134,23 @@ class Schedule:
         """Why nothing can run, if so."""
         return self._failed
 
-    def expects(self, request: int, position: int) -> bool:
-        """Whether a step of a request that ends at `position` is the next one to come back."""
-        running = self._running.get(request)
-        return running is not None and bool(running.in_flight) and running.in_flight[0] == position
+    def expects(self, number: int) -> frozenset[int]:
+        """The requests that wait for a step to come back; none where nobody does any more."""
+        step = self._steps.get(number)
+        return frozenset(step.requests) if step is not None else frozenset()
 
-    def in_flight(self) -> list[int]:
-        """Requests of which a step is on its way."""
-        return [request for request, running in self._running.items() if running.in_flight]
+    def in_flight(self) -> dict[int, frozenset[int]]:
+        """Steps on their way, by number, with the requests that wait for them."""
+        return {number: frozenset(step.requests) for number, step in self._steps.items()}
 
     def handle(self, event: ScheduleEvent) -> list[ScheduleInstruction]:
         """Apply one event and say what to do, in order."""
-        instructions = self._apply(event)
-        if self._held and not self.in_flight():
-            instructions += self._next_round()
-        return instructions
+        return [*self._apply(event), *self._decode()]
 
     def _apply(self, event: ScheduleEvent) -> list[ScheduleInstruction]:
         match event:
-            case TokenBack():
-                return [*self._token_back(event)]
+            case StepBack():
+                return [*self._step_back(event)]
             case Submit():
                 return [*self._submit(event)]
             case Cancel():
@@ -275,14 +198,22 @@ class Schedule:
             request = queue.popleft()
             if queue:
                 self._waiting[client] = queue  # behind the other clients
-            request.slot = self._free.pop(0)
+            request.slot = self._take_slot()
             self._running[request.ask.request] = request
             self._prefilling.append(request)
             yield SendOpen(request.ask.request, request.slot, request.ask.sampling)
         yield from self._prefill()
 
+    def _take_slot(self) -> int:
+        """A free slot of the group with the fewest requests, the lowest of them."""
+        size = self.limits.group_slots
+        used = Counter(request.slot // size for request in self._running.values())
+        slot = min(self._free, key=lambda slot: (used[slot // size], slot))
+        self._free.remove(slot)
+        return slot
+
     def _prefill(self) -> Iterator[ScheduleInstruction]:
-        on_their_way = sum(request.chunks_in_flight() for request in self._running.values())
+        on_their_way = sum(1 for step in self._steps.values() if step.group is None)
         while self._prefilling and on_their_way < self.limits.window:
             request = self._prefilling.popleft()
             size = chunk_size(request.num_prompt - request.sent, self.limits.chunk_tokens)
@@ -290,41 +221,69 @@ class Schedule:
             is_whole = request.sent + size == request.num_prompt
             if not is_whole:
                 self._prefilling.append(request)  # prompts take turns, chunk by chunk
-            yield self._step(request, tokens, wants_token=is_whole)
+            yield self._send(None, [(request, tokens)], wants_token=is_whole)
             on_their_way += 1
 
-    def _step(self, request: _Request, tokens: tuple[int, ...], *, wants_token: bool) -> SendStep:
-        position = request.sent
-        request.sent += len(tokens)
-        request.in_flight.append(request.sent)
-        return SendStep(request.ask.request, request.slot, position, tokens, wants_token)
-
-    def _token_back(self, back: TokenBack) -> Iterator[ScheduleInstruction]:
-        if not self.expects(back.request, back.position):
+    def _decode(self) -> Iterator[ScheduleInstruction]:
+        """The next step of each group that has tokens to send and nothing on its way."""
+        if self.limits.in_rounds and self._steps:
             return
-        request = self._running[back.request]
-        request.in_flight.popleft()
-        if back.token is not None:
-            request.generated += 1
-            is_full = back.position >= self.limits.context
-            is_last = back.ends or is_full or request.generated >= request.ask.max_tokens
-            if not is_last and self.limits.in_rounds:
-                self._held[back.request] = back.token
-            elif not is_last:
-                yield self._step(request, (back.token,), wants_token=True)
-            yield Emit(back.request, back.token, request.generated - 1)
-            if is_last:
-                yield from self._leave(request)
-                reason: FinishReason = "stop" if back.ends else "length"
-                yield Finish(back.request, reason, request.generated)
-                yield from self._admit()
-                return
-        yield from self._prefill()
+        busy = {step.group for step in self._steps.values()}
+        groups: dict[int, list[_Request]] = {}
+        for request in self._running.values():
+            if request.next_token is not None:
+                groups.setdefault(request.slot // self.limits.group_slots, []).append(request)
+        for group, requests in groups.items():
+            if group not in busy:
+                for run in neighbours(sorted(requests, key=lambda request: request.slot)):
+                    rows = [(request, (request.next_token or 0,)) for request in run]
+                    yield self._send(group, rows, wants_token=True)
 
-    def _next_round(self) -> Iterator[ScheduleInstruction]:
-        held, self._held = self._held, {}
-        for request, token in held.items():
-            yield self._step(self._running[request], (token,), wants_token=True)
+    def _send(
+        self,
+        group: int | None,
+        rows: Sequence[tuple[_Request, tuple[int, ...]]],
+        *,
+        wants_token: bool,
+    ) -> SendStep:
+        number, self._next_number = self._next_number, self._next_number + 1
+        sent = []
+        for request, tokens in rows:
+            sent.append(Row(request.ask.request, request.sent, tokens))
+            request.sent += len(tokens)
+            request.next_token = None
+        self._steps[number] = _Step(group, {row.request for row in sent})
+        return SendStep(number, rows[0][0].slot, tuple(sent), wants_token)
+
+    def _step_back(self, back: StepBack) -> Iterator[ScheduleInstruction]:
+        step = self._steps.pop(back.number, None)
+        if step is None:
+            return
+        news = [
+            (self._running[row.request], row)
+            for row in back.rows
+            if row.request in step.requests and row.token is not None
+        ]
+        ending: list[tuple[_Request, FinishReason]] = []
+        for request, row in news:
+            request.generated += 1
+            is_full = request.sent >= self.limits.context
+            if row.ends:
+                ending.append((request, "stop"))
+            elif is_full or request.generated >= request.ask.max_tokens:
+                ending.append((request, "length"))
+            else:
+                request.next_token = row.token
+        yield from self._decode()
+        for request, row in news:
+            yield Emit(row.request, row.token or 0, request.generated - 1)
+        for request, reason in ending:
+            yield from self._leave(request)
+            yield Finish(request.ask.request, reason, request.generated)
+        if ending:
+            yield from self._admit()
+        else:
+            yield from self._prefill()
 
     def _cancel(self, number: int) -> Iterator[ScheduleInstruction]:
         request = self._take(number)
@@ -349,7 +308,7 @@ class Schedule:
         waiting = [request for queue in self._waiting.values() for request in queue]
         everyone = [*self._running.values(), *waiting]
         self._running.clear()
-        self._held.clear()
+        self._steps.clear()
         self._waiting.clear()
         self._prefilling.clear()
         for request in everyone:
@@ -372,7 +331,10 @@ class Schedule:
         """Free the slot; steps on their way are dropped by the stages once they see the Close."""
         if self._running.pop(request.ask.request, None) is None:
             return
-        self._held.pop(request.ask.request, None)
+        for number, step in list(self._steps.items()):
+            step.requests.discard(request.ask.request)
+            if not step.requests:
+                del self._steps[number]
         if request in self._prefilling:
             self._prefilling.remove(request)
         self._free.append(request.slot)
@@ -384,3 +346,15 @@ def chunk_size(num_left: int, chunk_tokens: int) -> int:
     if num_left <= chunk_tokens:
         return num_left
     return chunk_tokens - 1 if num_left - chunk_tokens == 1 else chunk_tokens
+
+
+def neighbours(requests: Sequence[_Request]) -> Iterator[list[_Request]]:
+    """Split requests, sorted by slot, where their slots do not touch."""
+    run: list[_Request] = []
+    for request in requests:
+        if run and request.slot != run[-1].slot + 1:
+            yield run
+            run = []
+        run.append(request)
+    if run:
+        yield run

@@ -34,6 +34,7 @@ Floats = NDArray[np.float32]
 TILED_ATTENTION_OFF = "ORT_GQA_DISABLE_FLASH_ATTENTION"
 CHUNK_TOKENS = 512
 MAX_SCORES_BYTES = 256 * 2**20
+MAX_BOUND = 16  # bindings of decode steps that are kept, each with its arrays
 # ONNX Runtime's errors have no base of their own; these are all that loading and running raise.
 ORT_ERRORS = (
     pybind.EPFail,
@@ -234,9 +235,9 @@ class ShardSession:
         bound = None if every_position else self._bound.get(key)
         if bound is None:
             bound = self._bind(first_slot, batch, length, every_position)
-            if (
-                length == 1 and not every_position
-            ):  # decode steps come again and again, prefills rarely
+            if length == 1 and not every_position:  # decode steps come again, prefills rarely
+                while len(self._bound) >= MAX_BOUND:
+                    del self._bound[next(iter(self._bound))]
                 self._bound[key] = bound
         bound.values[...] = values
         bound.seqlens[...] = positions + (length - 1)

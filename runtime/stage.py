@@ -1,13 +1,15 @@
 """The protocol core of a stage: messages in, what to do out. No socket, no clock, no tensor.
 
     Open  ─► takes the slot           ─► forward
-    Step  ─► position == length ?     ─► compute, then forward or sample
-             lower: duplicate, dropped
-             higher: gap, the request is given up
+    Step  ─► each row: position == length ?  ─► compute, then forward or sample
+             lower: duplicate, dead
+             higher: gap, the request is given up, dead
     Close ─► frees the slot           ─► forward
 
-Rule: a step is applied once and in order, or not at all. What does not fit our own manifest, slots
-and context is refused and counted; it never reaches the session.
+Rule: a row is applied once and in order, or not at all. What does not fit our own manifest, slots
+and context is refused and counted; it never reaches the session. A dead row among live ones keeps
+its place in the payload and is computed where nothing of its slot is lost, at the slot's next free
+position; nobody gets a token of it.
 """
 
 from __future__ import annotations
@@ -16,10 +18,12 @@ from collections import Counter
 from dataclasses import dataclass
 
 from edgeshard.runtime.wire import (
+    MAX_ROWS,
     MAX_TEXT,
     Close,
     Fault,
     Open,
+    Row,
     Sampling,
     StageMessage,
     Step,
@@ -48,16 +52,27 @@ class StageShape:
     is_last: bool
 
     def payload_bytes(self, num_tokens: int) -> int:
-        """Bytes of a step's payload: int64 token ids, or float32 hidden states."""
+        """Bytes of one row's payload: int64 token ids, or float32 hidden states."""
         return num_tokens * (8 if self.takes_tokens else 4 * self.hidden_size)
+
+    @property
+    def largest_payload_bytes(self) -> int:
+        """Bytes of the longest payload: a prompt chunk, or a token for each slot."""
+        return self.payload_bytes(max(self.chunk_tokens, min(self.slots, MAX_ROWS)))
 
 
 @dataclass(frozen=True, slots=True)
 class Compute:
-    """Run a step; sample with `sampling` where the step wants a token."""
+    """Run a step; sample where it wants a token.
+
+    Attributes:
+        positions: of each row, where the session is to write.
+        samplings: of each row; None: the row is dead.
+    """
 
     step: Step
-    sampling: Sampling
+    positions: tuple[int, ...]
+    samplings: tuple[Sampling | None, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,33 +162,65 @@ class StageCore:
         return [] if self.shape.is_last else [Forward(message)]
 
     def _step(self, step: Step, payload_bytes: int) -> list[Instruction]:
-        held = self._slots.get(step.slot)
-        if held is None or held.request != step.request:
+        problem = self._misfit(step, payload_bytes)
+        if problem is not None:
+            return [one for row in step.rows for one in self._refuse(row.request, problem)]
+        faults: list[Instruction] = []
+        positions: list[int] = []
+        samplings: list[Sampling | None] = []
+        for slot, row in enumerate(step.rows, step.slot):
+            held = self._slots.get(slot)
+            given_up = self._check(held, row, step.num_tokens)
+            faults += given_up or []
+            is_live = held is not None and given_up is None
+            if held is None or not is_live:
+                free = held.length if held is not None else 0
+                positions.append(min(free, self.shape.context - step.num_tokens))
+                samplings.append(None)
+            else:
+                held.length += step.num_tokens
+                positions.append(row.position)
+                samplings.append(held.sampling)
+        if any(sampling is not None for sampling in samplings):
+            return [*faults, Compute(step, tuple(positions), tuple(samplings))]
+        return faults
+
+    def _misfit(self, step: Step, payload_bytes: int) -> str | None:
+        """Why a step as a whole is not one for this stage."""
+        shape, num_rows = self.shape, len(step.rows)
+        if step.num_tokens > min(shape.chunk_tokens, shape.context):
+            return (
+                f"step of {step.num_tokens} positions; at most {shape.chunk_tokens} a step and "
+                f"{shape.context} in all"
+            )
+        if step.slot + num_rows > shape.slots:
+            return f"slots [{step.slot}, {step.slot + num_rows}) are not below {shape.slots}"
+        if payload_bytes != num_rows * shape.payload_bytes(step.num_tokens):
+            return (
+                f"payload of {payload_bytes} bytes; {num_rows} rows of {step.num_tokens} positions "
+                f"have {num_rows * shape.payload_bytes(step.num_tokens)}"
+            )
+        return None
+
+    def _check(self, held: _Held | None, row: Row, num_tokens: int) -> list[Instruction] | None:
+        """None: the row is to be computed; else it is dead, with what is to be said about it."""
+        if held is None or held.request != row.request:
             self.counts["stale request"] += 1
             return []
-        shape = self.shape
-        end = step.position + step.num_tokens
-        if step.num_tokens > shape.chunk_tokens or end > shape.context:
-            return self._refuse(
-                step.request,
-                f"step of {step.num_tokens} positions ending at {end}; at most "
-                f"{shape.chunk_tokens} a step and {shape.context} in all",
-            )
-        if payload_bytes != shape.payload_bytes(step.num_tokens):
-            return self._refuse(
-                step.request,
-                f"payload of {payload_bytes} bytes; {step.num_tokens} positions have "
-                f"{shape.payload_bytes(step.num_tokens)}",
-            )
-        if step.position < held.length:
+        if row.position < held.length:
             self.counts["duplicate"] += 1
             return []
-        if step.position > held.length:
+        if row.position > held.length:
             return self._refuse(
-                step.request, f"step at position {step.position} after {held.length}: one is lost"
+                row.request, f"step at position {row.position} after {held.length}: one is lost"
             )
-        held.length = end
-        return [Compute(step, held.sampling)]
+        if row.position + num_tokens > self.shape.context:
+            return self._refuse(
+                row.request,
+                f"step of {num_tokens} positions ending at {row.position + num_tokens}; the "
+                f"context holds {self.shape.context}",
+            )
+        return None
 
     def _close(self, message: Close) -> list[Instruction]:
         held = self._slots.get(message.slot)

@@ -1,6 +1,6 @@
 """Messages of the chain, and how every message becomes bytes.
 
-    header  "ES" major minor msgpack      at most 1 KiB
+    header  "ES" major minor msgpack      at most 4 KiB
     payload raw little-endian tensor      at most one; its length follows from our own manifest
 
     coordinator ── Open Step Close Trace ──► stage 0 ──► … ──► last stage
@@ -20,9 +20,10 @@ from msgspec import Meta
 
 from edgeshard.errors import LinkError
 
-MAJOR = 1
+MAJOR = 2
 MINOR = 0
-MAX_HEADER_BYTES = 1024
+MAX_HEADER_BYTES = 4096
+MAX_ROWS = 64
 MAX_TEXT = 400
 _PREFIX = bytes([ord("E"), ord("S"), MAJOR, MINOR])
 
@@ -64,18 +65,27 @@ class Open(Message, frozen=True):
     sampling: Sampling
 
 
+class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
+    """A request's part of a step, and how many positions it holds before it."""
+
+    request: Count
+    position: Count
+
+
 class Step(Message, frozen=True):
-    """Run `num_tokens` positions from `position` on; carries a payload.
+    """Run `num_tokens` positions of each row; carries a payload, row behind row.
 
     Attributes:
+        number: of the step, given by the schedule; its `Token` has the same.
+        slot: of the first row; the others hold the slots behind it.
         wants_token: whether the last stage samples; without, it answers that the step is done.
         compute_seconds: what the stages before spent computing.
     """
 
     epoch: Count
-    request: Count
+    number: Count
     slot: Count
-    position: Count
+    rows: Annotated[tuple[Row, ...], Meta(min_length=1, max_length=MAX_ROWS)]
     num_tokens: Positive
     wants_token: bool
     compute_seconds: float = 0.0
@@ -106,19 +116,24 @@ class Trace(Message, frozen=True):
     num_stages: Count
 
 
+class Sampled(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
+    """The token of a request; None where none was wanted."""
+
+    request: Count
+    token: Annotated[int, Meta(ge=0, le=2**31)] | None
+
+
 class Token(Message, frozen=True):
     """A step is done on the last stage.
 
     Attributes:
-        position: positions that the request holds now.
-        token: the sampled token, None where none was wanted.
+        rows: of the step, without those of requests that a stage gave up.
         compute_seconds: what all stages spent computing the step.
     """
 
     epoch: Count
-    request: Count
-    position: Count
-    token: Annotated[int, Meta(ge=0, le=2**31)] | None
+    number: Count
+    rows: Annotated[tuple[Sampled, ...], Meta(max_length=MAX_ROWS)]
     compute_seconds: float
 
 

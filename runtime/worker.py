@@ -31,6 +31,7 @@ from edgeshard.runtime.stage import Compute, Instruction, StageCore, StageShape
 from edgeshard.runtime.wire import (
     MAX_HEADER_BYTES,
     ProtocolError,
+    Sampled,
     Step,
     Token,
     encode,
@@ -122,7 +123,7 @@ class Worker:
             config.listen,
             domain="data",
             admitted=[config.previous_key],
-            max_bytes=max(MAX_HEADER_BYTES, self._shape.payload_bytes(config.chunk_tokens)),
+            max_bytes=max(MAX_HEADER_BYTES, self._shape.largest_payload_bytes),
             queue=64 + 4 * config.slots,
         )
         self._poller = Poller(self._listener)
@@ -176,34 +177,49 @@ class Worker:
         step, started = work.step, time.perf_counter()
         try:
             result = self._session.run(
-                step.slot, np.array([step.position], np.int64), self._values(step, payload)
+                step.slot, np.array(work.positions, np.int64), self._values(step, payload)
             )
-            end = step.position + step.num_tokens
-            token: int | None = None
-            if self._shape.is_last and step.wants_token:
-                token = sample(result[0], work.sampling, end)
-        except Exception as error:  # whatever a kernel raises ends one request, not the stage
+            rows = self._sampled(work, result) if self._shape.is_last else ()
+        except Exception as error:  # whatever a kernel raises ends these requests, not the stage
             print(f"stage {self._shape.index}: {type(error).__name__}: {error}", file=sys.stderr)
-            for instruction in self._core.give_up(step.request, f"{error}"):
-                self._forward(instruction)
+            for row in step.rows:
+                for instruction in self._core.give_up(row.request, f"{error}"):
+                    self._forward(instruction)
             return
         seconds = step.compute_seconds + time.perf_counter() - started
         if self._shape.is_last:
-            self._outlet.send([encode(Token(step.epoch, step.request, end, token, seconds))])
+            self._outlet.send([encode(Token(step.epoch, step.number, rows, seconds))])
             return
         onward = msgspec.structs.replace(step, compute_seconds=seconds)
         self._outlet.send([encode(onward), np.ascontiguousarray(result).data.cast("B")])
 
+    def _sampled(self, work: Compute, logits: NDArray[np.float32]) -> tuple[Sampled, ...]:
+        """Tokens of the live rows, drawn from logits `[B, vocab]`."""
+        step = work.step
+        return tuple(
+            Sampled(
+                row.request,
+                sample(logits[index], sampling, row.position + step.num_tokens)
+                if step.wants_token
+                else None,
+            )
+            for index, (row, sampling) in enumerate(zip(step.rows, work.samplings, strict=True))
+            if sampling is not None
+        )
+
     def _values(self, step: Step, payload: memoryview) -> NDArray[np.generic]:
-        """The payload as an array: token ids `[1, S]`, or hidden states `[1, S, hidden]`."""
+        """The payload as an array: token ids `[B, S]`, or hidden states `[B, S, hidden]`."""
+        num_rows = len(step.rows)
         if not self._shape.takes_tokens:
             states = np.frombuffer(payload, np.float32)
-            return np.require(states.reshape(1, step.num_tokens, -1), requirements=["C", "A"])
+            return np.require(
+                states.reshape(num_rows, step.num_tokens, -1), requirements=["C", "A"]
+            )
         tokens = np.frombuffer(payload, np.int64)
         vocab_size = self._config.shard.vocab_size
         if tokens.min() < 0 or tokens.max() >= vocab_size:
             raise ProtocolError(f"a token id is not below {vocab_size}")
-        return np.require(tokens.reshape(1, -1), requirements=["C", "A"])
+        return np.require(tokens.reshape(num_rows, -1), requirements=["C", "A"])
 
     def _report(self) -> None:
         if self._core.open_slots != self._open_slots:

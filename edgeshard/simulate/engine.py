@@ -19,13 +19,14 @@ from typing import Any, Literal
 import simpy
 
 from edgeshard.errors import InputError
-from edgeshard.runtime.schedule import (
+from edgeshard.runtime.schedule import Limits, Schedule
+from edgeshard.runtime.schedule_events import (
     Emit,
     Fail,
-    Limits,
-    Schedule,
+    Row,
     ScheduleInstruction,
     SendStep,
+    StepBack,
     Submit,
     TokenBack,
 )
@@ -116,8 +117,14 @@ class _Step:
     is_prompt: bool
 
     @property
+    def row(self) -> Row:
+        """The only one: the limits make each slot a group of its own."""
+        (row,) = self.instruction.rows
+        return row
+
+    @property
     def num_positions(self) -> int:
-        return len(self.instruction.tokens)
+        return len(self.row.tokens)
 
 
 class _World:
@@ -129,6 +136,8 @@ class _World:
         self.busy: list[Busy] = []
         self._chain = chain
         self._arrivals = arrivals
+        if limits.group_slots > 1:
+            raise InputError("steps of several requests cannot be simulated; leave num_groups out")
         self._schedule = Schedule(limits)
         self._is_blocking = options.transfers == "blocking"
         self._jitter = options.jitter
@@ -186,7 +195,8 @@ class _World:
         for one in instructions:
             match one:
                 case SendStep():
-                    is_prompt = one.position < self._arrivals[one.request].prompt_tokens
+                    row = one.rows[0]
+                    is_prompt = row.position < self._arrivals[row.request].prompt_tokens
                     self.env.process(self._enter(_Step(one, is_prompt)))
                 case Emit():
                     self.tokens.append(TokenAt(one.request, one.index, self.env.now))
@@ -200,7 +210,7 @@ class _World:
     def _come_back(self, step: _Step) -> None:
         sent = step.instruction
         token = ANY_TOKEN if sent.wants_token else None
-        back = TokenBack(sent.request, sent.position + len(sent.tokens), token)
+        back = StepBack(sent.number, (TokenBack(step.row.request, token),))
         self._act(self._schedule.handle(back))
 
     # A stage and the wire behind it
@@ -272,4 +282,4 @@ class _World:
     def _note(
         self, where: str, kind: Literal["prompt", "token", "transfer"], step: _Step, start: float
     ) -> None:
-        self.busy.append(Busy(where, kind, step.instruction.request, start, self.env.now))
+        self.busy.append(Busy(where, kind, step.row.request, start, self.env.now))

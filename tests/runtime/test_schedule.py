@@ -6,25 +6,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgeshard.runtime.schedule import (
+from edgeshard.runtime.schedule import Limits, Schedule, chunk_size
+from edgeshard.runtime.schedule_events import (
     Cancel,
     ChainFailed,
     Drain,
     Emit,
     Fail,
     Finish,
-    Limits,
     RequestFailed,
-    Schedule,
     ScheduleInstruction,
     SendClose,
     SendOpen,
     SendStep,
+    StepBack,
     Submit,
     TokenBack,
-    chunk_size,
 )
-from edgeshard.runtime.wire import Sampling
+from edgeshard.runtime.wire import MAX_ROWS, Sampling
 
 settings.register_profile("runtime", derandomize=True, deadline=None, max_examples=300)
 
@@ -59,7 +58,7 @@ def submit(request: int, num_prompt: int = 3, client: str = "a", max_tokens: int
 
 
 def drawn(instructions: list[ScheduleInstruction]) -> str:
-    """Instructions as a line: open O, step request@position+tokens, close C, emit E, end."""
+    """Instructions as a line: open O, rows request@position+tokens, close C, emit E, end."""
     words = []
     for one in instructions:
         match one:
@@ -67,7 +66,8 @@ def drawn(instructions: list[ScheduleInstruction]) -> str:
                 words.append(f"O{one.request}")
             case SendStep():
                 mark = "!" if one.wants_token else ""
-                words.append(f"{one.request}@{one.position}+{len(one.tokens)}{mark}")
+                rows = [f"{row.request}@{row.position}+{len(row.tokens)}" for row in one.rows]
+                words.append("&".join(rows) + mark)
             case SendClose():
                 words.append(f"C{one.request}")
             case Emit():
@@ -79,27 +79,35 @@ def drawn(instructions: list[ScheduleInstruction]) -> str:
     return " ".join(words)
 
 
+def back(
+    chain: Schedule, request: int, token: int | None, ends: bool = False
+) -> list[ScheduleInstruction]:
+    """The oldest step of a request comes back, with that row alone."""
+    numbers = [number for number, requests in chain.in_flight().items() if request in requests]
+    return chain.handle(StepBack(min(numbers, default=99), (TokenBack(request, token, ends),)))
+
+
 def test_the_life_of_a_request() -> None:
     chain = schedule()
     assert drawn(chain.handle(submit(1, num_prompt=6, max_tokens=3))) == "O1 1@0+4 1@4+2!"
-    assert drawn(chain.handle(TokenBack(1, 4, None))) == ""
-    assert drawn(chain.handle(TokenBack(1, 6, 50))) == "1@6+1! E1.0"
-    assert drawn(chain.handle(TokenBack(1, 7, 51))) == "1@7+1! E1.1"
-    assert drawn(chain.handle(TokenBack(1, 8, 52))) == "E1.2 C1 length1"
+    assert drawn(back(chain, 1, None)) == ""
+    assert drawn(back(chain, 1, 50)) == "1@6+1! E1.0"
+    assert drawn(back(chain, 1, 51)) == "1@7+1! E1.1"
+    assert drawn(back(chain, 1, 52)) == "E1.2 C1 length1"
     assert chain.num_running == 0
 
 
 def test_an_end_in_the_text_stops() -> None:
     chain = schedule()
     chain.handle(submit(1))
-    assert drawn(chain.handle(TokenBack(1, 3, 50, ends=True))) == "E1.0 C1 stop1"
+    assert drawn(back(chain, 1, 50, ends=True)) == "E1.0 C1 stop1"
 
 
 def test_a_full_context_ends_with_length() -> None:
     chain = schedule(context=4)
     chain.handle(submit(1, num_prompt=3, max_tokens=99))
-    assert drawn(chain.handle(TokenBack(1, 3, 50))) == "1@3+1! E1.0"
-    assert drawn(chain.handle(TokenBack(1, 4, 51))) == "E1.1 C1 length1"
+    assert drawn(back(chain, 1, 50)) == "1@3+1! E1.0"
+    assert drawn(back(chain, 1, 51)) == "E1.1 C1 length1"
 
 
 @pytest.mark.parametrize("num_prompt", [0, 33])
@@ -114,39 +122,41 @@ def test_two_requests_share_the_chain_each_at_its_own_pace() -> None:
     chain = schedule(slots=2)
     assert drawn(chain.handle(submit(1))) == "O1 1@0+3!"
     assert drawn(chain.handle(submit(2))) == "O2 2@0+3!"
-    assert drawn(chain.handle(TokenBack(1, 3, 50))) == "1@3+1! E1.0"
-    assert drawn(chain.handle(TokenBack(1, 4, 51))) == "1@4+1! E1.1"
-    assert drawn(chain.handle(TokenBack(2, 3, 60))) == "2@3+1! E2.0"
+    assert drawn(back(chain, 1, 50)) == "1@3+1! E1.0"
+    assert drawn(back(chain, 1, 51)) == "1@4+1! E1.1"
+    assert drawn(back(chain, 2, 60)) == "2@3+1! E2.0"
 
 
 def test_in_rounds_all_next_tokens_leave_together() -> None:
     chain = schedule(slots=2, in_rounds=True)
     chain.handle(submit(1))
     chain.handle(submit(2))
-    assert drawn(chain.handle(TokenBack(1, 3, 50))) == "E1.0"
-    assert drawn(chain.handle(TokenBack(2, 3, 60))) == "E2.0 1@3+1! 2@3+1!"
-    assert drawn(chain.handle(TokenBack(2, 4, 61))) == "E2.1"
-    assert drawn(chain.handle(TokenBack(1, 4, 51))) == "E1.1 2@4+1! 1@4+1!"
+    assert drawn(back(chain, 1, 50)) == "E1.0"
+    assert drawn(back(chain, 2, 60)) == "1@3+1! 2@3+1! E2.0"
+    assert drawn(back(chain, 2, 61)) == "E2.1"
+    assert drawn(back(chain, 1, 51)) == "1@4+1! 2@4+1! E1.1"
 
 
-@pytest.mark.parametrize("end", [Cancel(2), RequestFailed(2, "kernel"), TokenBack(2, 3, 9, True)])
+@pytest.mark.parametrize(
+    "end", [Cancel(2), RequestFailed(2, "kernel"), StepBack(1, (TokenBack(2, 9, True),))]
+)
 def test_a_round_does_not_wait_for_a_request_that_is_over(
-    end: Cancel | RequestFailed | TokenBack,
+    end: Cancel | RequestFailed | StepBack,
 ) -> None:
     chain = schedule(slots=2, in_rounds=True)
     chain.handle(submit(1))
     chain.handle(submit(2))
-    chain.handle(TokenBack(1, 3, 50))
-    assert drawn(chain.handle(end)).endswith("1@3+1!")
+    back(chain, 1, 50)
+    assert "1@3+1!" in drawn(chain.handle(end))
 
 
 def test_a_round_forgets_the_token_of_a_request_that_is_over() -> None:
     chain = schedule(slots=2, in_rounds=True)
     chain.handle(submit(1))
     chain.handle(submit(2))
-    chain.handle(TokenBack(1, 3, 50))
+    back(chain, 1, 50)
     assert drawn(chain.handle(Cancel(1))) == "C1 cancelled1"
-    assert drawn(chain.handle(TokenBack(2, 3, 60))) == "E2.0 2@3+1!"
+    assert drawn(back(chain, 2, 60)) == "2@3+1! E2.0"
 
 
 def test_long_prompts_take_turns_and_leave_room_for_others() -> None:
@@ -154,9 +164,9 @@ def test_long_prompts_take_turns_and_leave_room_for_others() -> None:
     assert drawn(chain.handle(submit(1, 12))) == "O1 1@0+4 1@4+4"
     assert drawn(chain.handle(submit(2, 8))) == "O2"
     assert drawn(chain.handle(submit(3, 2))) == "O3"
-    assert drawn(chain.handle(TokenBack(1, 4, None))) == "1@8+4!"
-    assert drawn(chain.handle(TokenBack(1, 8, None))) == "2@0+4"
-    assert drawn(chain.handle(TokenBack(1, 12, 50))) == "1@12+1! E1.0 3@0+2!"
+    assert drawn(back(chain, 1, None)) == "1@8+4!"
+    assert drawn(back(chain, 1, None)) == "2@0+4"
+    assert drawn(back(chain, 1, 50)) == "1@12+1! E1.0 3@0+2!"
 
 
 def test_clients_take_turns_however_much_one_asks() -> None:
@@ -168,8 +178,8 @@ def test_clients_take_turns_however_much_one_asks() -> None:
     chain.handle(submit(6, client="c"))
     order = []
     for _ in range(5):
-        running = chain.in_flight()[0]
-        given = chain.handle(TokenBack(running, 3, 50, ends=True))
+        (running,) = next(iter(chain.in_flight().values()))
+        given = back(chain, running, 50, ends=True)
         order += [one.request for one in given if isinstance(one, SendOpen)]
     assert order == [2, 5, 6, 3, 4]
 
@@ -188,7 +198,7 @@ def test_cancel_frees_the_slot_for_the_next() -> None:
     chain.handle(submit(1))
     chain.handle(submit(2))
     assert drawn(chain.handle(Cancel(1))) == "C1 cancelled1 O2 2@0+3!"
-    assert drawn(chain.handle(TokenBack(1, 3, 50))) == ""
+    assert drawn(back(chain, 1, 50)) == ""
 
 
 def test_cancel_while_waiting() -> None:
@@ -231,7 +241,7 @@ def test_draining_finishes_what_was_taken() -> None:
     chain.handle(submit(2))
     chain.handle(Drain("phone is stopping"))
     assert drawn(chain.handle(submit(3))) == "fail3"
-    assert drawn(chain.handle(TokenBack(1, 3, 50, ends=True))) == "E1.0 C1 stop1 O2 2@0+3!"
+    assert drawn(back(chain, 1, 50, ends=True)) == "E1.0 C1 stop1 O2 2@0+3!"
 
 
 def test_chunks_too_small_to_avoid_single_tokens_are_refused() -> None:
@@ -251,14 +261,100 @@ def test_no_chunk_has_one_token_unless_the_prompt_has(num_prompt: int, chunk: in
     assert min(sizes) > 1 or num_prompt == 1
 
 
+def grouped(slots: int, num_groups: int) -> Schedule:
+    return Schedule(Limits(slots=slots, context=32, window=2, num_groups=num_groups))
+
+
+def test_few_requests_go_to_different_groups() -> None:
+    chain = grouped(slots=4, num_groups=2)
+    slots = [
+        one.slot
+        for request in (1, 2, 3, 4)
+        for one in chain.handle(submit(request))
+        if isinstance(one, SendOpen)
+    ]
+    assert slots == [0, 2, 1, 3]
+
+
+def test_a_group_steps_together_and_a_new_request_joins_at_its_next_step() -> None:
+    chain = grouped(slots=2, num_groups=1)
+    chain.handle(submit(1))
+    assert drawn(back(chain, 1, 50)) == "1@3+1! E1.0"
+    chain.handle(submit(2))
+    assert drawn(back(chain, 2, 60)) == "E2.0"
+    assert drawn(back(chain, 1, 51)) == "1@4+1&2@3+1! E1.1"
+    (number,) = chain.in_flight()
+    rows = (TokenBack(1, 52), TokenBack(2, 61, ends=True))
+    assert drawn(chain.handle(StepBack(number, rows))) == "1@5+1! E1.2 E2.1 C2 stop2"
+
+
+def test_rows_whose_slots_do_not_touch_go_in_steps_of_their_own() -> None:
+    chain = grouped(slots=3, num_groups=1)
+    for request in (1, 2, 3):
+        chain.handle(submit(request))
+    chain.handle(Cancel(2))
+    assert drawn(back(chain, 1, 50)) == "1@3+1! E1.0"
+    assert drawn(back(chain, 3, 70)) == "E3.0"
+    assert drawn(back(chain, 1, 51)) == "1@4+1! 3@3+1! E1.1"
+
+
+def test_a_group_waits_for_all_of_its_steps() -> None:
+    chain = grouped(slots=3, num_groups=1)
+    for request in (1, 2, 3):
+        chain.handle(submit(request))
+    chain.handle(Cancel(2))
+    for request in (1, 3, 1):
+        back(chain, request, 50)
+    assert drawn(back(chain, 3, 51)) == "E3.1"
+    assert drawn(back(chain, 1, 52)) == "1@5+1! 3@4+1! E1.2"
+
+
+def test_a_row_that_a_stage_gave_up_does_not_hold_its_group() -> None:
+    chain = grouped(slots=2, num_groups=1)
+    chain.handle(submit(1))
+    chain.handle(submit(2))
+    back(chain, 1, 50)
+    back(chain, 2, 60)
+    assert drawn(back(chain, 1, 51)) == "1@4+1&2@3+1! E1.1"
+    assert drawn(chain.handle(RequestFailed(2, "kernel"))) == "C2 fail2"
+    assert drawn(back(chain, 1, 52)) == "1@5+1! E1.2"
+
+
+def test_a_step_whose_requests_are_all_over_is_not_waited_for() -> None:
+    chain = grouped(slots=2, num_groups=1)
+    chain.handle(submit(1))
+    chain.handle(submit(2))
+    back(chain, 1, 50)
+    back(chain, 2, 60)
+    assert drawn(chain.handle(Cancel(1))) == "C1 cancelled1 2@3+1!"
+
+
+def test_a_group_has_no_more_rows_than_a_message_takes() -> None:
+    assert Limits(slots=1000, context=8, num_groups=1).group_slots == MAX_ROWS
+
+
 @settings(settings.get_profile("runtime"))
 @given(st.data())
 def test_every_request_ends_once_and_slots_are_never_shared(data: st.DataObject) -> None:
-    chain = schedule(slots=2, context=20, waiting=3, in_rounds=data.draw(st.booleans()))
+    limits = Limits(
+        slots=4,
+        context=20,
+        chunk_tokens=4,
+        window=2,
+        max_waiting=3,
+        in_rounds=data.draw(st.booleans()),
+        num_groups=data.draw(st.sampled_from([None, 1, 2, 3])),
+    )
+    chain = Schedule(limits)
     pipe: list[SendStep] = []
     holder: dict[int, int] = {}
     ends: dict[int, int] = {}
     next_request = 0
+
+    def come_back(step: SendStep, ends: bool) -> StepBack:
+        token = 50 if step.wants_token else None
+        rows = [row for row in step.rows if row.request in holder.values()]
+        return StepBack(step.number, tuple(TokenBack(row.request, token, ends) for row in rows))
 
     def apply(instructions: list[ScheduleInstruction]) -> None:
         for one in instructions:
@@ -267,11 +363,12 @@ def test_every_request_ends_once_and_slots_are_never_shared(data: st.DataObject)
                     assert one.slot not in holder
                     holder[one.slot] = one.request
                 case SendStep():
-                    assert holder[one.slot] == one.request
+                    slots = range(one.slot, one.slot + len(one.rows))
+                    assert [holder[slot] for slot in slots] == [row.request for row in one.rows]
+                    assert len({slot // limits.group_slots for slot in slots}) == 1
                     pipe.append(one)
                 case SendClose():
                     assert holder.pop(one.slot) == one.request
-                    pipe[:] = [step for step in pipe if step.request != one.request]
                 case Finish() | Fail():
                     ends[one.request] = ends.get(one.request, 0) + 1
 
@@ -281,17 +378,12 @@ def test_every_request_ends_once_and_slots_are_never_shared(data: st.DataObject)
             size, client = data.draw(st.integers(0, 21)), data.draw(st.sampled_from("abc"))
             apply(chain.handle(submit(next_request, size, client, data.draw(st.integers(1, 5)))))
         elif action == "t" and pipe:
-            step = pipe.pop(0)
-            token = 50 if step.wants_token else None
-            end = step.position + len(step.tokens)
-            apply(chain.handle(TokenBack(step.request, end, token, data.draw(st.booleans()))))
+            apply(chain.handle(come_back(pipe.pop(0), data.draw(st.booleans()))))
         elif action in "cf" and next_request:
             request = data.draw(st.integers(1, next_request))
             event = Cancel(request) if action == "c" else RequestFailed(request, "x")
             apply(chain.handle(event))
     while pipe:
-        step = pipe.pop(0)
-        token = 50 if step.wants_token else None
-        apply(chain.handle(TokenBack(step.request, step.position + len(step.tokens), token)))
+        apply(chain.handle(come_back(pipe.pop(0), ends=False)))
     assert ends == dict.fromkeys(range(1, next_request + 1), 1)
     assert holder == {}

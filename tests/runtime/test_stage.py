@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from edgeshard.runtime.stage import Compute, Forward, Instruction, StageCore, StageShape
-from edgeshard.runtime.wire import Close, Fault, Open, Sampling, StageMessage, Step, Trace
+from edgeshard.runtime.wire import Close, Fault, Open, Row, Sampling, StageMessage, Step, Trace
 
 GREEDY = Sampling()
 
@@ -26,14 +26,20 @@ def core(*, is_last: bool = False) -> StageCore:
 
 
 def step(position: int, num_tokens: int = 1, request: int = 5, slot: int = 0) -> Step:
-    return Step(7, request, slot, position, num_tokens, True)
+    return Step(7, 1, slot, (Row(request, position),), num_tokens, True)
+
+
+def computed(step: Step, *positions: int) -> Compute:
+    """What is to be computed where all rows are live and greedy."""
+    places = positions or tuple(row.position for row in step.rows)
+    return Compute(step, places, (GREEDY,) * len(step.rows))
 
 
 def feed(stage: StageCore, *messages: StageMessage) -> list[Instruction]:
     """Instructions of the last message, with payloads of the right size."""
     given: list[Instruction] = []
     for message in messages:
-        size = 16 * message.num_tokens if isinstance(message, Step) else 0
+        size = 16 * message.num_tokens * len(message.rows) if isinstance(message, Step) else 0
         given = stage.handle(message, size)
     return given
 
@@ -50,8 +56,8 @@ def test_steps_in_order_are_computed() -> None:
     stage = core()
     opened = Open(7, 5, 0, GREEDY)
     assert feed(stage, opened) == [Forward(opened)]
-    assert feed(stage, step(0, 4)) == [Compute(step(0, 4), GREEDY)]
-    assert feed(stage, step(4)) == [Compute(step(4), GREEDY)]
+    assert feed(stage, step(0, 4)) == [computed(step(0, 4))]
+    assert feed(stage, step(4)) == [computed(step(4))]
     closed = Close(7, 5, 0)
     assert feed(stage, closed) == [Forward(closed)]
     assert stage.open_slots == 0
@@ -67,7 +73,7 @@ def test_a_repeated_step_is_dropped() -> None:
     stage = core()
     assert feed(stage, Open(7, 5, 0, GREEDY), step(0, 4), step(0, 4)) == []
     assert stage.counts["duplicate"] == 1
-    assert feed(stage, step(4)) == [Compute(step(4), GREEDY)]
+    assert feed(stage, step(4)) == [computed(step(4))]
 
 
 def test_a_gap_gives_the_request_up() -> None:
@@ -105,7 +111,7 @@ def test_a_held_slot_is_not_taken_over() -> None:
     stage = core()
     given = feed(stage, Open(7, 5, 0, GREEDY), Open(7, 6, 0, GREEDY))
     assert faults(given) == ["protocol error: slot 0 is held by request 5"]
-    assert feed(stage, step(0)) == [Compute(step(0), GREEDY)]
+    assert feed(stage, step(0)) == [computed(step(0))]
 
 
 def test_another_request_cannot_use_a_slot() -> None:
@@ -114,7 +120,7 @@ def test_another_request_cannot_use_a_slot() -> None:
 
 @pytest.mark.parametrize(
     "message",
-    [Open(6, 5, 0, GREEDY), Step(6, 5, 0, 0, 1, True), Close(6, 5, 0), Trace(6, 1, 0)],
+    [Open(6, 5, 0, GREEDY), Step(6, 1, 0, (Row(5, 0),), 1, True), Close(6, 5, 0), Trace(6, 1, 0)],
 )
 def test_an_old_epoch_changes_nothing(message: StageMessage) -> None:
     stage = core()
@@ -141,3 +147,47 @@ def test_the_first_stage_takes_token_ids() -> None:
     import dataclasses
 
     assert dataclasses.replace(shape, takes_tokens=True).payload_bytes(3) == 24
+
+
+def batch(*rows: tuple[int, int], slot: int = 0) -> Step:
+    """A step of one token for each (request, position)."""
+    return Step(7, 2, slot, tuple(Row(*row) for row in rows), 1, True)
+
+
+def two_requests() -> StageCore:
+    """Request 5 in slot 0 with 4 positions, request 6 in slot 1 with 2."""
+    stage = core()
+    opened = Open(7, 5, 0, GREEDY), Open(7, 6, 1, GREEDY)
+    feed(stage, *opened, step(0, 4), step(0, 2, request=6, slot=1))
+    return stage
+
+
+def test_rows_of_a_step_are_computed_together() -> None:
+    stage = two_requests()
+    assert feed(stage, batch((5, 4), (6, 2))) == [computed(batch((5, 4), (6, 2)))]
+    assert feed(stage, batch((5, 5), (6, 3))) == [computed(batch((5, 5), (6, 3)))]
+
+
+def test_a_row_with_a_gap_is_given_up_and_the_others_go_on() -> None:
+    stage = two_requests()
+    given = feed(stage, batch((5, 5), (6, 2)))
+    assert faults(given) == ["protocol error: step at position 5 after 4: one is lost"]
+    assert given[-1] == Compute(batch((5, 5), (6, 2)), (4, 2), (None, GREEDY))
+
+
+def test_a_row_of_a_request_that_is_over_writes_where_nothing_is_lost() -> None:
+    stage = two_requests()
+    feed(stage, Close(7, 5, 0), Open(7, 8, 0, GREEDY), step(0, 3, request=8))
+    given = feed(stage, batch((5, 4), (6, 2)))
+    assert given == [Compute(batch((5, 4), (6, 2)), (3, 2), (None, GREEDY))]
+    assert feed(stage, step(3, request=8)) == [computed(step(3, request=8))]
+
+
+def test_rows_that_are_all_over_are_not_computed() -> None:
+    stage = two_requests()
+    feed(stage, Close(7, 5, 0), Close(7, 6, 1))
+    assert feed(stage, batch((5, 4), (6, 2))) == []
+
+
+def test_rows_beyond_the_slots_are_refused() -> None:
+    assert len(faults(feed(two_requests(), batch((6, 2), (9, 0), slot=1)))) == 2

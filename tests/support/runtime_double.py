@@ -43,32 +43,43 @@ class DoubleSession:
             raise DeviceError("provider missing is not installed; it is only a test's")
         self._shard = shard
         self._provider = provider
-        self._lengths = [0] * slots
-        self._sums = np.zeros((slots, shard.stop), np.int64)
+        # For each slot, what each unit has seen up to each position.
+        self._sums = [[np.zeros(shard.stop, np.int64)] for _ in range(slots)]
         self._ballast = np.ones(300 * 2**20, np.uint8) if provider == "greedy" else None
 
     def run(
         self, first_slot: int, positions: NDArray[np.int64], values: NDArray[np.generic]
     ) -> NDArray[np.float32]:
-        position = int(positions[0])
+        position = int(positions.max())
         if self._provider == "slow":
             threading.Event().wait(0.01)
         if self._provider == "hang" and position >= 8:
             threading.Event().wait(600)
         if self._provider == "broken" and position >= 8:
             raise RuntimeError("the kernel fell over")
-        if position == 0:
-            self._lengths[first_slot] = 0
-            self._sums[first_slot] = 0
-        assert position == self._lengths[first_slot]
-        num_tokens = values.shape[1]
-        self._lengths[first_slot] += num_tokens
-        numbers = values[0] if self._shard.has_embedding else values[0, :, 0]
-        numbers = numbers.astype(np.int64)
-        for unit in range(self._shard.start, self._shard.stop):
-            for index in range(num_tokens):
-                self._sums[first_slot, unit] += numbers[index]
-                numbers[index] = (numbers[index] + unit + self._sums[first_slot, unit]) % MODULUS
+        rows = [
+            self._run_row(slot, int(position), row)
+            for slot, position, row in zip(
+                range(first_slot, first_slot + len(values)), positions, values, strict=True
+            )
+        ]
+        return np.concatenate(rows)
+
+    def _run_row(
+        self, slot: int, position: int, values: NDArray[np.generic]
+    ) -> NDArray[np.float32]:
+        # What lies at `position` and behind is overwritten, as keys and values are.
+        before = self._sums[slot][: position + 1]
+        assert len(before) == position + 1
+        num_tokens = len(values)
+        numbers = (values if self._shard.has_embedding else values[:, 0]).astype(np.int64)
+        for index in range(num_tokens):
+            sums = before[-1].copy()
+            for unit in range(self._shard.start, self._shard.stop):
+                sums[unit] += numbers[index]
+                numbers[index] = (numbers[index] + unit + sums[unit]) % MODULUS
+            before.append(sums)
+        self._sums[slot] = before
         if self._shard.has_head:
             logits = np.zeros((1, VOCAB), np.float32)
             logits[0, numbers[-1]] = 4.0

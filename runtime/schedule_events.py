@@ -1,0 +1,139 @@
+"""What the schedule is told, and what it wants done.
+
+Submit, StepBack, Cancel, RequestFailed, ChainFailed, Drain
+─► Schedule ─►
+SendOpen, SendStep, SendClose (to the chain), Emit, Finish, Fail (to the client)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edgeshard.runtime.ask import FinishReason
+from edgeshard.runtime.wire import Sampling
+
+
+@dataclass(frozen=True, kw_only=True)
+class Submit:
+    """A client asks; `client` is whom turns are counted by."""
+
+    request: int
+    client: str
+    prompt: tuple[int, ...]
+    max_tokens: int
+    sampling: Sampling
+
+
+@dataclass(frozen=True)
+class TokenBack:
+    """A request's row of a step is done; `ends` where the text says that the answer is complete."""
+
+    request: int
+    token: int | None
+    ends: bool = False
+
+
+@dataclass(frozen=True)
+class StepBack:
+    """A step came around, with the rows that no stage gave up."""
+
+    number: int
+    rows: tuple[TokenBack, ...]
+
+
+@dataclass(frozen=True)
+class Cancel:
+    """The client wants no more, or is gone."""
+
+    request: int
+
+
+@dataclass(frozen=True)
+class RequestFailed:
+    """A stage gave one request up."""
+
+    request: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class ChainFailed:
+    """A stage is gone; nothing can run until the chain is deployed again."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Drain:
+    """Take no new requests; finish those that run or wait."""
+
+    reason: str
+
+
+ScheduleEvent = Submit | StepBack | Cancel | RequestFailed | ChainFailed | Drain
+
+
+@dataclass(frozen=True)
+class SendOpen:
+    """Open the slot on every stage."""
+
+    request: int
+    slot: int
+    sampling: Sampling
+
+
+@dataclass(frozen=True)
+class Row:
+    """A request's part of a step: its new positions, from `position` on."""
+
+    request: int
+    position: int
+    tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class SendStep:
+    """Send positions into the chain: rows of equal length, in neighbouring slots from `slot` on."""
+
+    number: int
+    slot: int
+    rows: tuple[Row, ...]
+    wants_token: bool
+
+
+@dataclass(frozen=True)
+class SendClose:
+    """Free the slot on every stage."""
+
+    request: int
+    slot: int
+
+
+@dataclass(frozen=True)
+class Emit:
+    """A token for the client."""
+
+    request: int
+    token: int
+    index: int
+
+
+@dataclass(frozen=True)
+class Finish:
+    """The request is complete."""
+
+    request: int
+    reason: FinishReason
+    num_tokens: int
+
+
+@dataclass(frozen=True)
+class Fail:
+    """The request is over; `kind` names the error's class."""
+
+    request: int
+    kind: str
+    reason: str
+
+
+ScheduleInstruction = SendOpen | SendStep | SendClose | Emit | Finish | Fail
