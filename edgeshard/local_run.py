@@ -82,7 +82,7 @@ def with_budget(profile: Profile, mib: int) -> Profile:
 
 
 def smallest_budget_mib(
-    model: ModelManifest, blob: Blob, profile: Profile, source: str, context: int
+    model: ModelManifest, blob: Blob, profile: Profile, source: str, context: int, slots: int = 1
 ) -> int:
     """The smallest budget for each device with which all together can hold the model.
 
@@ -93,12 +93,12 @@ def smallest_budget_mib(
     def fits(mib: int) -> bool:
         try:
             budgeted = with_budget(profile, mib)
-            make_plan(model, blob.digest, budgeted, source, "latency", context, 1)
+            make_plan(model, blob.digest, budgeted, source, "latency", context, slots)
         except PlanError:
             return False
         return True
 
-    make_plan(model, blob.digest, profile, source, "latency", context, 1)
+    make_plan(model, blob.digest, profile, source, "latency", context, slots)
     low, high = 0, min(device.memory_bytes for device in profile.devices) // 2**20
     while high - low > 1:
         middle = (low + high) // 2
@@ -129,6 +129,7 @@ def running_chain(
     blob: Blob,
     *,
     context: int,
+    slots: int = 1,
     num_devices: int = 3,
     on_step: Say = lambda _: None,
     on_detail: Say = lambda _: None,
@@ -145,6 +146,7 @@ def running_chain(
         model: what to run.
         blob: its manifest.
         context: positions of a sequence.
+        slots: sequences at once.
         num_devices: agents.
         on_step: told at each step.
         on_detail: told what happens within a step.
@@ -156,13 +158,13 @@ def running_chain(
     """
     profile = _profile(folder, store, model, blob, num_devices, on_step, on_detail)
     source = profile.devices[0].name
-    least = smallest_budget_mib(model, blob, profile, source, context)
+    least = smallest_budget_mib(model, blob, profile, source, context, slots)
     budget = math.ceil(least * SPARE)
     on_step(f"starting {num_devices} agents on loopback that may hold {budget} MiB each")
     with LocalCluster(folder / "cluster", num_devices, memory_mib=budget) as local:
         on_step("planning for latency")
         profile = with_budget(profile, budget)
-        plan = make_plan(model, blob.digest, profile, source, "latency", context, 1, 37)
+        plan = make_plan(model, blob.digest, profile, source, "latency", context, slots, 37)
         files.write(folder / "plan.json", plan)
         on_plan(plan)
         on_step("deploying")

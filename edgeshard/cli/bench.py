@@ -31,6 +31,12 @@ def bench(
             "one process; work in this folder."
         ),
     ] = None,
+    requests: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=64, help="With --chain: measure 1, 2, 4, … up to so many requests at once."
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Measure decode and prefill in one process; with --chain, three stages beside one process."""
@@ -40,6 +46,11 @@ def bench(
     names = model or opened.models()
     if not names:
         raise InputError(f"no model in {store}; run `esc compile` first")
+    if requests is not None:
+        if chain is None:
+            raise InputError("--requests needs --chain FOLDER to work in")
+        _bench_load(opened, names[0], chain, requests, rounds, as_json)
+        return
     if chain is not None:
         _bench_chain(opened, names[0], chain, rounds, as_json)
         return
@@ -91,6 +102,31 @@ def _bench_chain(store: Store, name: str, folder: Path, rounds: int, as_json: bo
         f"{sorted(result.chain_ms)[len(result.chain_ms) // 2]:.2f} "
         f"({result.prediction_error:+.1%}); {result.decode_ratio:.2f} of the one-process rate"
     )
+
+
+def _bench_load(
+    store: Store, name: str, folder: Path, most: int, rounds: int, as_json: bool
+) -> None:
+    from edgeshard.load_bench import bench_load
+
+    manifest, blob = store.model(name)
+    rows = bench_load(
+        folder,
+        store,
+        manifest,
+        blob,
+        most=most,
+        rounds=rounds,
+        on_step=lambda text: typer.echo(text, err=True),
+    )
+    if as_json:
+        typer.echo(json.dumps({"rows": [asdict(row) for row in rows]}))
+        return
+    for row in rows:
+        typer.echo(
+            f"{row.requests:3} at once {row.tokens_per_second:8.1f} tokens/s "
+            f"({min(row.samples):.1f}-{max(row.samples):.1f})  {row.token_ms:.1f} ms a token of one"
+        )
 
 
 def _numbers(text: str) -> list[int]:

@@ -117,7 +117,7 @@ DIGEST = "sha256:" + "0" * 64
 def shard_of(start: int, stop: int, graph: Blob, weights: tuple[Blob, ...] = ()) -> ShardManifest:
     return ShardManifest(
         model=DIGEST,
-        target="ort",
+        target="portable",
         precision="fp32",
         start=start,
         stop=stop,
@@ -165,7 +165,7 @@ def put_model(store: Store, name: str = "double") -> tuple[ModelManifest, Blob]:
     manifest = ModelManifest(
         name=name,
         architecture="LlamaForCausalLM",
-        target="ort",
+        target="portable",
         precision="fp32",
         opset=21,
         num_blocks=UNITS - 2,
