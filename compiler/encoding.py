@@ -7,22 +7,38 @@
                    offsets  f32 [K/block, N]        w = scale · (code − 8) + offset
     rows           codes    i8  [N, K]              w = scale · code
                    scales   f32 [N]
+    step_blocks    codes    as above
+                   scales   i8  [N, K/block]
+                   steps    f32 [N, 1]              w = step · scale · (code − 2^(bits−1))
+    zero_blocks    the same, and
+                   zeros    u8  [N, K/block/2]  low nibble first
+                                                    w = step · scale · (code − zero)
 
 N rows (outputs), K columns (inputs). GGUF's Q4_0 and Q8_0 are `blocks` of 32, and Q4_1, whose
 blocks have a minimum m, is `offset_blocks` with offset = m + 8 · scale: the symmetric kernel stays
 fast and the rest is a small float product over block sums of the input. All three are imported bit
-for bit. Where a model computes in 16 bits, what is f32 here lies in the blob in that type.
+for bit. What we quantise ourselves is `step_blocks` or `zero_blocks`: a scale is one byte, and
+`scale_search.py` chooses it. Where a model computes in 16 bits, what is f32 here lies in the blob
+in that type; steps and scales of rows do not.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeshard.compiler.kernels import pack_nibbles, quantise_blocks
+from edgeshard.compiler.kernels import pack_nibbles
+from edgeshard.compiler.scale_search import (
+    MAX_SCALE,
+    SYMMETRIC_REACH,
+    WIDTHS,
+    encode_blocks,
+    find_scales,
+)
 
 Array = NDArray[np.generic]
 Floats = NDArray[np.float32]
@@ -33,7 +49,7 @@ GGUF_BLOCK = 32
 class Encoding:
     """A way to store a matrix; `bits` and `block` are 32 and 1 for floats."""
 
-    kind: Literal["float", "blocks", "offset_blocks", "rows"]
+    kind: Literal["float", "blocks", "offset_blocks", "step_blocks", "zero_blocks", "rows"]
     bits: int = 32
     block: int = 1
 
@@ -45,12 +61,28 @@ class Encoding:
             return {"scales": (np.float32, (rows,)), "codes": (np.int8, (rows, columns))}
         num_blocks = columns // self.block
         parts: dict[str, tuple[type[np.generic], tuple[int, ...]]] = {
-            "scales": (np.float32, (rows, num_blocks)),
+            "scales": (np.int8 if self.has_steps else np.float32, (rows, num_blocks)),
             "codes": (np.uint8, (rows, columns * self.bits // 8)),
         }
+        if self.has_steps:
+            parts["steps"] = (np.float32, (rows, 1))
+        if self.kind == "zero_blocks":
+            parts["zeros"] = (np.uint8, (rows, num_blocks // 2))
         if self.kind == "offset_blocks":
             parts["offsets"] = (np.float32, (num_blocks, rows))
         return parts
+
+    @property
+    def has_steps(self) -> bool:
+        """Whether a scale is a byte that counts steps of its row."""
+        return self.kind in ("step_blocks", "zero_blocks")
+
+    def stored_bits(self, columns: int) -> float:
+        """Bits of a weight with its share of scales and zero points."""
+        parts = self.parts(1, columns).values()
+        return (
+            sum(8 * np.dtype(kind).itemsize * math.prod(shape) for kind, shape in parts) / columns
+        )
 
 
 FLOAT = Encoding("float")
@@ -63,30 +95,61 @@ STORED: dict[str, Encoding] = {
 
 
 def block_encoding(bits: int, columns: int) -> Encoding:
-    """The encoding for `bits` that fits `columns`: the largest block of 64, 32 or 16, else floats.
+    """The encoding for `bits` that fits `columns`; floats where no block does.
 
-    A block of 64 with its float32 scale costs 4.5 bits a weight at 4 bits, as much as GGUF's Q4_0.
+    At 4 bits blocks of 32 with zero points (without, where a row has no whole bytes of them); at 8
+    bits blocks of 64, which lose less than the rounding of the activations.
     """
-    for block in (64, 32, 16):
+    for block in (64, 32, 16) if bits == 8 else (32, 16):
         if columns % block == 0:
-            return Encoding("blocks", bits, block)
+            zeros = bits == 4 and columns % (2 * block) == 0
+            return Encoding("zero_blocks" if zeros else "step_blocks", bits, block)
     return FLOAT
 
 
-def quantise(weight: Floats, encoding: Encoding) -> dict[str, Array]:
-    """Encode a float matrix symmetrically, each block scaled by its value of largest magnitude."""
+def quantise(
+    weight: Floats, encoding: Encoding, importance: Floats | None = None
+) -> dict[str, Array]:
+    """Encode a float matrix `[N, K]` so that little is lost.
+
+    Args:
+        weight: finite values.
+        encoding: floats, or blocks with steps.
+        importance: `[K]`, what a squared error in each column counts; without it all count alike.
+    """
     if encoding.kind == "float":
         return {"weight": np.ascontiguousarray(weight, np.float32)}
     if encoding.kind == "rows":
         return _quantise_rows(weight)
+    assert encoding.has_steps, encoding
     rows, columns = weight.shape
-    scales = np.empty((rows, columns // encoding.block), np.float32)
-    codes = np.empty((rows, columns), np.uint8)
+    shape = (rows, columns // encoding.block)
     values = np.ascontiguousarray(weight, np.float32).reshape(-1)
-    quantise_blocks(
-        values, encoding.block, 2.0 ** (encoding.bits - 1), scales.reshape(-1), codes.reshape(-1)
+    counts = np.ones(columns, np.float32) if importance is None else importance
+    with_zeros = encoding.kind == "zero_blocks"
+    wanted, zeros = np.empty(shape, np.float32), np.empty(shape, np.uint8)
+    top = 2.0**encoding.bits - 1
+    grids = WIDTHS if with_zeros else SYMMETRIC_REACH[encoding.bits]
+    flat = wanted.reshape(-1), zeros.reshape(-1)
+    find_scales(values, counts, encoding.block, top, grids, with_zeros, *flat)
+    steps = np.abs(wanted).max(1, keepdims=True) / np.float32(MAX_SCALE)
+    scales, codes = np.empty(shape, np.int8), np.empty((rows, columns), np.uint8)
+    encode_blocks(
+        values,
+        counts,
+        encoding.block,
+        top,
+        steps.reshape(-1),
+        *flat,
+        scales.reshape(-1),
+        codes.reshape(-1),
     )
-    return {"scales": scales, "codes": _pack(codes, encoding.bits)}
+    parts: dict[str, Array] = {
+        "scales": scales,
+        "codes": _pack(codes, encoding.bits),
+        "steps": steps,
+    }
+    return parts | {"zeros": _pack(zeros, 4)} if with_zeros else parts
 
 
 def _quantise_rows(weight: Floats) -> dict[str, Array]:
@@ -123,14 +186,21 @@ def decode(parts: dict[str, Array], encoding: Encoding) -> Floats:
     if encoding.kind == "rows":
         return parts["codes"].astype(np.float32) * parts["scales"].astype(np.float32)[:, None]
     codes = np.asarray(parts["codes"], np.uint8)
+    rows = codes.shape[0]
     if encoding.bits == 4:
-        codes = np.stack((codes & 0x0F, codes >> 4), axis=-1).reshape(codes.shape[0], -1)
-    rows, columns = codes.shape
-    signed = codes.astype(np.float32) - 2 ** (encoding.bits - 1)
-    blocks = signed.reshape(rows, -1, encoding.block) * parts["scales"][:, :, None]
+        codes = _unpack(codes)
+    blocks = codes.reshape(rows, -1, encoding.block).astype(np.float32)
+    if encoding.kind == "zero_blocks":
+        blocks -= _unpack(np.asarray(parts["zeros"], np.uint8))[:, :, None]
+    else:
+        blocks -= 2 ** (encoding.bits - 1)
+    scales = np.asarray(parts["scales"], np.float32)
+    if encoding.has_steps:
+        scales = scales * np.asarray(parts["steps"], np.float32)
+    blocks *= scales[:, :, None]
     if encoding.kind == "offset_blocks":
-        blocks = blocks + parts["offsets"].T[:, :, None]
-    return np.asarray(blocks.reshape(rows, columns), np.float32)
+        blocks += np.asarray(parts["offsets"], np.float32).T[:, :, None]
+    return np.asarray(blocks.reshape(rows, -1), np.float32)
 
 
 def _pack(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
@@ -139,3 +209,7 @@ def _pack(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
     packed = np.empty((codes.shape[0], codes.shape[1] // 2), np.uint8)
     pack_nibbles(np.ascontiguousarray(codes).reshape(-1), packed.reshape(-1))
     return packed
+
+
+def _unpack(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return np.stack((codes & 0x0F, codes >> 4), axis=-1).reshape(codes.shape[0], -1)

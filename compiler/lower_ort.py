@@ -52,10 +52,10 @@ class OrtLowering(Lowering):
         blocks = columns // encoding.block
         stride = encoding.block * encoding.bits // 8
         codes = graph.weight(f"{weight}.codes", TensorProto.UINT8, (rows, blocks, stride))
-        scales = graph.weight(f"{weight}.scales", self.float_type, (rows, blocks))
+        scales = self.scales(graph, weight, encoding, rows, blocks)
         y = graph.op(
             "MatMulNBits",
-            [x, codes, scales],
+            [x, codes, scales, *self._zeros(graph, weight, encoding, rows, blocks)],
             domain=MICROSOFT,
             at=at,
             K=columns,
@@ -64,11 +64,19 @@ class OrtLowering(Lowering):
             block_size=encoding.block,
             accuracy_level=ACCURACY_LEVEL,
         )
-        if encoding.kind == "blocks":
+        if encoding.kind != "offset_blocks":
             return y
         offsets = graph.weight(f"{weight}.offsets", self.float_type, (blocks, rows))
         sums = self._block_sums(graph, x, blocks, encoding.block)
         return graph.op("Add", [y, graph.op("MatMul", [sums, offsets], at=at)], at=at)
+
+    def _zeros(
+        self, graph: GraphBuilder, weight: str, encoding: Encoding, rows: int, blocks: int
+    ) -> list[str]:
+        """Zero points as an input of their own, where they are not the middle of the codes."""
+        if encoding.kind != "zero_blocks":
+            return []
+        return [graph.weight(f"{weight}.zeros", TensorProto.UINT8, (rows, blocks // 2))]
 
     def _block_sums(self, graph: GraphBuilder, x: str, blocks: int, block: int) -> str:
         """Sums of `block` neighbouring inputs; products of the same input share them."""
@@ -88,17 +96,17 @@ class OrtLowering(Lowering):
         blocks = columns // encoding.block
         width = columns * encoding.bits // 8
         codes = graph.weight(f"{weight}.codes", TensorProto.UINT8, (rows, width))
-        scales = graph.weight(f"{weight}.scales", self.float_type, (rows, blocks))
+        scales = self.scales(graph, weight, encoding, rows, blocks)
         y = graph.op(
             "GatherBlockQuantized",
-            [codes, tokens, scales],
+            [codes, tokens, scales, *self._zeros(graph, weight, encoding, rows, blocks)],
             domain=MICROSOFT,
             bits=encoding.bits,
             block_size=encoding.block,
             gather_axis=0,
             quantize_axis=1,
         )
-        if encoding.kind == "blocks":
+        if encoding.kind != "offset_blocks":
             return y
         offsets = graph.weight(f"{weight}.offsets", self.float_type, (blocks, rows))
         picked = graph.op("Gather", [offsets, tokens], axis=1)  # [blocks, B, S]

@@ -68,12 +68,14 @@ class PortableLowering(Lowering):
         kind = TensorProto.UINT4 if encoding.bits == 4 else TensorProto.UINT8
         blocks = columns // encoding.block
         codes = graph.weight(f"{weight}.codes", kind, (rows, columns))
-        scales = graph.weight(f"{weight}.scales", self.float_type, (rows, blocks))
-        zeros = graph.weight(f"zeros{encoding.bits}:zeros", kind, (rows, blocks))
+        scales = self.scales(graph, weight, encoding, rows, blocks)
+        own = encoding.kind == "zero_blocks"
+        zeros = f"{weight}.zeros" if own else f"zeros{encoding.bits}:zeros"
+        zeros = graph.weight(zeros, kind, (rows, blocks))
         matrix = graph.op(
             "DequantizeLinear", [codes, scales, zeros], at=at, axis=1, block_size=encoding.block
         )
-        if encoding.kind == "blocks":
+        if encoding.kind != "offset_blocks":
             return matrix
         offsets = graph.weight(f"{weight}.offsets", self.float_type, (blocks, rows))
         offsets = graph.op("Transpose", [offsets], at=at, perm=[1, 0])
@@ -93,13 +95,18 @@ class PortableLowering(Lowering):
         codes = graph.op("Gather", [codes, tokens])
         values = graph.op("Cast", [codes], to=self.float_type)
         if encoding.bits == 4:
-            values = self._unpack(graph, values)
-        zero = graph.constant(np.full(1, 2 ** (encoding.bits - 1), self.float_dtype))
-        values = graph.op("Sub", [values, zero])
-        split = graph.op("Reshape", [values, graph.integers(0, 0, blocks, encoding.block)])
-        scales = graph.weight(f"{weight}.scales", self.float_type, (rows, blocks))
-        scales = graph.op("Gather", [scales, tokens])
+            values = self._unpack(graph, values, columns)
         last = graph.integers(-1)
+        split = graph.op("Reshape", [values, graph.integers(0, 0, blocks, encoding.block)])
+        if encoding.kind == "zero_blocks":
+            zeros = graph.weight(f"{weight}.zeros", TensorProto.UINT8, (rows, blocks // 2))
+            zeros = graph.op("Cast", [graph.op("Gather", [zeros, tokens])], to=self.float_type)
+            zeros = graph.op("Unsqueeze", [self._unpack(graph, zeros, blocks), last])
+        else:
+            zeros = graph.constant(np.full(1, 2 ** (encoding.bits - 1), self.float_dtype))
+        split = graph.op("Sub", [split, zeros])
+        scales = self.scales(graph, weight, encoding, rows, blocks)
+        scales = graph.op("Gather", [scales, tokens])
         result = graph.op("Mul", [split, graph.op("Unsqueeze", [scales, last])])
         if encoding.kind == "offset_blocks":
             offsets = graph.weight(f"{weight}.offsets", self.float_type, (blocks, rows))
@@ -108,15 +115,15 @@ class PortableLowering(Lowering):
             result = graph.op("Add", [result, graph.op("Unsqueeze", [picked, last])])
         return graph.op("Reshape", [result, graph.integers(0, 0, columns)])
 
-    def _unpack(self, graph: GraphBuilder, values: str) -> str:
-        """Split bytes, as floats, into their low and high nibbles, side by side."""
+    def _unpack(self, graph: GraphBuilder, values: str, count: int) -> str:
+        """Split bytes, as floats, into `count` nibbles: low and high, side by side."""
         sixteen = graph.constant(np.full(1, 16, self.float_dtype))
         high = graph.op("Floor", [graph.op("Div", [values, sixteen])])
         low = graph.op("Sub", [values, graph.op("Mul", [high, sixteen])])
         last = graph.integers(-1)
         pair = [graph.op("Unsqueeze", [part, last]) for part in (low, high)]
         both = graph.op("Concat", pair, axis=-1)
-        return graph.op("Reshape", [both, graph.integers(0, 0, self.shape.hidden_size)])
+        return graph.op("Reshape", [both, graph.integers(0, 0, count)])
 
     def position_inputs(self, graph: GraphBuilder) -> None:
         """See `Lowering.position_inputs`."""

@@ -190,6 +190,21 @@ class Lowering(ABC):
         else:
             graph.op("Cast", [x], outputs=[output], to=TensorProto.FLOAT)
 
+    def scales(
+        self, graph: GraphBuilder, weight: str, encoding: Encoding, rows: int, blocks: int
+    ) -> str:
+        """Float scales `[rows, blocks]`; bytes become floats when a session is loaded, once."""
+        if not encoding.has_steps:
+            return graph.weight(f"{weight}.scales", self.float_type, (rows, blocks))
+        at = weight.split(":")[1]
+        counts = graph.weight(f"{weight}.scales", TensorProto.INT8, (rows, blocks))
+        counts = graph.op("Cast", [counts], at=at, to=TensorProto.FLOAT)
+        steps = graph.weight(f"{weight}.steps", TensorProto.FLOAT, (rows, 1))
+        scales = graph.op("Mul", [counts, steps], at=at)
+        if self.float_type == TensorProto.FLOAT:
+            return scales
+        return graph.op("Cast", [scales], at=at, to=self.float_type)
+
     def _lower(
         self, graph: GraphBuilder, node: Node, inputs: list[str], weights: str, output: str
     ) -> str:

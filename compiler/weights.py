@@ -62,8 +62,9 @@ def layout_of(recipe: Recipe, checkpoint: Checkpoint) -> Layout:
         shapes = [checkpoint.shape(recipe.prefix + name) for name in product.names]
         parts = product.encoding.parts(sum(shape[0] for shape in shapes), shapes[0][1])
         for part, (kind, shape) in parts.items():
-            # A row's scale stays as it is: DequantizeLinear takes no other before opset 19.
-            kept = product.encoding.kind == "rows" or kind != np.float32
+            # A row's scale stays as it is: DequantizeLinear takes no other before opset 19. So does
+            # a row's step, which may be too small for 16 bits.
+            kept = product.encoding.kind == "rows" or part == "steps" or kind != np.float32
             layout[f"{joined_name(product.names)}.{part}"] = (kind if kept else float_type, shape)
     for names in recipe.vectors:
         size = sum(checkpoint.shape(recipe.prefix + name)[0] for name in names)

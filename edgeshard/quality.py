@@ -35,8 +35,8 @@ Floats = NDArray[np.float32]
 Reals = NDArray[np.float64]
 
 # Tensors of a blob that hold weights; the rest are tables (rotary angles, zero points).
-_WEIGHT_PARTS = {"weight", "bias", "codes", "scales", "offsets"}
-_ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "U8": 1}
+_WEIGHT_PARTS = {"weight", "bias", "codes", "scales", "steps", "zeros", "offsets"}
+_ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "I8": 1, "U8": 1}
 
 
 @dataclass(frozen=True)
@@ -241,7 +241,8 @@ def weight_sizes(store: Store, units: Sequence[Unit]) -> list[tuple[int, int]]:
             seen.add(blob.digest)
             with safe_open(store.path(blob), "numpy") as file:
                 for name in file.keys():  # noqa: SIM118  # it is no mapping
-                    if name.rpartition(".")[2] in _WEIGHT_PARTS:
+                    _, dot, part = name.rpartition(".")
+                    if dot and part in _WEIGHT_PARTS:
                         tensor = file.get_slice(name)
                         total += math.prod(tensor.get_shape()) * _ITEM_BYTES[tensor.get_dtype()]
         sizes.append((total, unit.num_parameters))

@@ -80,10 +80,12 @@ def test_bits_count_scales_and_vectors_but_no_tables() -> None:
     _, model = _quality("int4")
     embedding, block, head = model.units[0], model.units[1], model.units[-1]
 
-    assert embedding.bits_per_weight == 4.5  # blocks of 64, a float32 scale for each
+    # For a block a byte and, where a row has whole bytes of them, half a byte; for a row a float.
+    wide, wider = 4 + 12 / 32 + 32 / 64, 4 + 8 / 32 + 32 / 96
+    assert embedding.bits_per_weight == wide
     square = 2 * 64 * 64 + 2 * 32 * 64 + 2 * 96 * 64  # these have rows of 64,
-    down = 64 * 96  # this one of 96: blocks of 32
-    expected = (4.5 * square + 5 * down + 32 * 2 * 64) / (square + down + 2 * 64)
+    down = 64 * 96  # this one of 96
+    expected = (wide * square + wider * down + 32 * 2 * 64) / (square + down + 2 * 64)
     assert block.bits_per_weight == pytest.approx(expected)
     assert head.bits_per_weight == 32  # a norm; its matrix is the embedding's
 

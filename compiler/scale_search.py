@@ -1,0 +1,165 @@
+"""Finds the scales, zero points and codes of blocks that lose least, in loops compiled by numba.
+
+    w = step · scale · (code − zero)     step f32 for a row, scale int8 and zero uint8 for a block
+
+Some grids are tried on every block: the widest just reaches its ends, narrower ones clip a few
+values and are finer for the rest. For given codes the best scale is a least-squares fit with the
+error Σ w·x² − (Σ w·q·x)² / Σ w·q² left, so that the largest last term wins (x values over the
+block's largest, q codes about the zero point, w importance of a column). Scales are then rounded to
+steps of their row, and of the two neighbouring steps the better one is kept.
+
+A lane is a block: 16 of them go side by side, so that every sum is taken in the same order on every
+machine and the same weights give the same bytes. No `fastmath`, for the same reason.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+
+LANES = 16
+MAX_SCALE = 127
+# How far the symmetric grid's long side reaches, in codes: from clipping a quarter to none.
+SYMMETRIC_REACH = {
+    4: np.linspace(6.0, 9.0, 13, dtype=np.float32),
+    8: np.array([126.5, 127.5, 128.0], np.float32),
+}
+# Width of the asymmetric grid over the width of the block's values.
+WIDTHS = np.linspace(0.76, 1.04, 8, dtype=np.float32)
+_TINY = np.float32(1e-30)  # smaller blocks are zero: their scales cannot be inverted
+
+
+@njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
+def find_scales(
+    values: Floats,
+    importance: Floats,
+    block: int,
+    top: float,
+    grids: Floats,
+    with_zeros: bool,
+    scales: Floats,
+    zeros: NDArray[np.uint8],
+) -> None:
+    """The best scale of every block, and its zero point.
+
+    Args:
+        values: flat rows.
+        importance: of each column.
+        block: values with one scale; at most 64.
+        top: highest code.
+        grids: `SYMMETRIC_REACH` or, `with_zeros`, `WIDTHS`.
+        with_zeros: choose zero points; otherwise they are half of `top`, rounded up.
+        scales: receives them, one for each block.
+        zeros: receives zero points.
+    """
+    x = np.empty((block, LANES), np.float32)
+    w = np.empty((block, LANES), np.float32)
+    unit, high, low, inverse, zero = np.empty((5, LANES), np.float32)
+    fit, size, best, scale, kept = np.empty((5, LANES), np.float32)
+    middle, last = np.float32((top + 1) / 2), np.float32(top)
+    for group in range(-(-scales.size // LANES)):
+        for lane in range(LANES):
+            at = min(group * LANES + lane, scales.size - 1) * block
+            column = at % importance.size
+            largest, smallest = np.float32(0), np.float32(0)
+            for i in range(block):
+                value = values[at + i]
+                largest = value if value > largest else largest
+                smallest = value if value < smallest else smallest
+            unit[lane] = max(largest, -smallest)
+            share = np.float32(1) / unit[lane] if unit[lane] > _TINY else np.float32(0)
+            high[lane], low[lane] = largest * share, smallest * share
+            for i in range(block):
+                x[i, lane] = values[at + i] * share
+                w[i, lane] = importance[column + i]
+            best[lane], scale[lane], kept[lane] = 0, 0, middle
+        for grid in grids:
+            for lane in range(LANES):
+                if with_zeros:
+                    width = (high[lane] - low[lane]) * grid
+                    inverse[lane] = last / width
+                    centre = np.float32(0.5) * (high[lane] + low[lane])
+                    place = np.rint(np.float32(0.5) * last - centre * inverse[lane])
+                    zero[lane] = min(max(place, np.float32(0)), last)
+                else:
+                    width = max(high[lane], -low[lane])
+                    # The long side of the grid, below the zero point, is for the larger end.
+                    inverse[lane] = (-grid if high[lane] >= -low[lane] else grid) / width
+                    zero[lane] = middle
+                if width == 0:
+                    inverse[lane], zero[lane] = 0, middle
+                fit[lane], size[lane] = 0, 0
+            for i in range(block):
+                for lane in range(LANES):
+                    code = np.rint(x[i, lane] * inverse[lane])
+                    code = min(max(code, -zero[lane]), last - zero[lane])
+                    weighted = w[i, lane] * code
+                    fit[lane] += weighted * x[i, lane]
+                    size[lane] += weighted * code
+            for lane in range(LANES):
+                if fit[lane] * fit[lane] > best[lane] * size[lane]:
+                    best[lane] = fit[lane] * fit[lane] / size[lane]
+                    scale[lane] = fit[lane] / size[lane] * unit[lane]
+                    kept[lane] = zero[lane]
+        for lane in range(min(LANES, scales.size - group * LANES)):
+            scales[group * LANES + lane] = scale[lane]
+            zeros[group * LANES + lane] = np.uint8(np.int32(kept[lane]))
+
+
+@njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
+def encode_blocks(
+    values: Floats,
+    importance: Floats,
+    block: int,
+    top: float,
+    steps: Floats,
+    wanted: Floats,
+    zeros: NDArray[np.uint8],
+    scales: NDArray[np.int8],
+    codes: NDArray[np.uint8],
+) -> None:
+    """Round the wanted scales to steps of their rows, whichever way loses less, and encode.
+
+    Args:
+        values: flat rows.
+        importance: of each column.
+        block: values with one scale.
+        top: highest code.
+        steps: of each row; 0 where all its values are zero.
+        wanted: scale of each block.
+        zeros: zero point of each block.
+        scales: receives the rounded scales, in steps.
+        codes: receives one byte for each value.
+    """
+    blocks = importance.size // block
+    last = np.float32(top)
+    for index in range(scales.size):
+        start = index * block
+        source = values[start : start + block]
+        weight = importance[start % importance.size : start % importance.size + block]
+        step = steps[index // blocks]
+        zero = np.float32(zeros[index])
+        chosen, least = np.float32(0), np.float32(np.inf)
+        exact = wanted[index] / step if step > 0 else np.float32(0)
+        for side in range(2):
+            scale = np.floor(exact) if side == 0 else np.ceil(exact)
+            scale = min(max(scale, np.float32(-MAX_SCALE)), np.float32(MAX_SCALE))
+            if scale == 0 or (side == 1 and scale == chosen):
+                continue
+            inverse = np.float32(1) / (step * scale)
+            error = np.float32(0)
+            for i in range(block):
+                exactly = source[i] * inverse
+                off = exactly - min(max(np.rint(exactly), -zero), last - zero)
+                error += weight[i] * off * off
+            error *= scale * scale
+            if error < least:
+                least, chosen = error, scale
+        scales[index] = np.int8(chosen)
+        inverse = np.float32(1) / (step * chosen) if chosen != 0 else np.float32(0)
+        for i in range(block):
+            code = min(max(np.rint(source[i] * inverse), -zero), last - zero)
+            codes[start + i] = np.uint8(np.int32(code + zero))
