@@ -93,12 +93,14 @@ class Finished(Message, frozen=True):
 
     Attributes:
         compute_seconds: what all stages spent on decode steps, the prompt not included.
+        kept_tokens: of the prompt, that the stages held already from an earlier one.
     """
 
     id: Count
     reason: FinishReason
     num_tokens: Count
     compute_seconds: float
+    kept_tokens: Count = 0
 
 
 class Failed(Message, frozen=True):

@@ -320,7 +320,7 @@ class Coordinator:
                     step = wire.Step(epoch, *place, tokens.shape[1], one.wants_token)
                     self._send(step, tokens.tobytes())
                 case events.SendOpen():
-                    self._send(wire.Open(epoch, one.request, one.slot, one.sampling))
+                    self._send(wire.Open(epoch, one.request, one.slot, one.sampling, one.kept))
                 case events.SendClose():
                     self._send(wire.Close(epoch, one.request, one.slot))
                 case events.Emit():

@@ -153,7 +153,7 @@ class Desk:
                 return []
             case events.Finish():
                 end: ask.Event = ask.Finished(
-                    live.id, one.reason, one.num_tokens, live.decode_seconds
+                    live.id, one.reason, one.num_tokens, live.decode_seconds, one.num_kept
                 )
             case events.Fail():
                 end = ask.Failed(live.id, one.kind, one.reason)

@@ -42,6 +42,7 @@ class Result:
         first_token_seconds: from sending the request to the first token; 0 without tokens.
         token_seconds: from each token to the next, one less than there are tokens.
         compute_seconds: what the stages spent computing the tokens after the first.
+        kept_tokens: of the prompt, that were not computed again as an earlier prompt had them.
     """
 
     text: str
@@ -51,6 +52,7 @@ class Result:
     first_token_seconds: float
     token_seconds: tuple[float, ...]
     compute_seconds: float
+    kept_tokens: int
 
 
 class Exchange:
@@ -126,4 +128,5 @@ class Exchange:
             first_token_seconds=times[0] if times else 0.0,
             token_seconds=tuple(b - a for a, b in pairwise(times)),
             compute_seconds=event.compute_seconds,
+            kept_tokens=event.kept_tokens,
         )

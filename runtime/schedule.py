@@ -12,6 +12,9 @@ batch where their slots touch. A new request takes a slot in the group with the 
 requests overlap on the stages and many share a pass over the weights. It joins its group at the
 group's next step.
 
+A free slot keeps the prompt of its last request, and a request that starts with the same tokens
+skips them on every stage (`kept_prompts.py`).
+
 Requests beyond the slots wait, clients taking turns. A prompt goes in chunks, at most `window` of
 all requests' chunks at once, so that stages overlap and decode steps of others pass in between.
 
@@ -27,6 +30,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from edgeshard.runtime.ask import FinishReason
+from edgeshard.runtime.kept_prompts import KeptPrompts
 from edgeshard.runtime.schedule_events import (
     Cancel,
     ChainFailed,
@@ -44,7 +48,7 @@ from edgeshard.runtime.schedule_events import (
     StepBack,
     Submit,
 )
-from edgeshard.runtime.wire import MAX_ROWS
+from edgeshard.runtime.wire import MAX_ROWS, Kept
 
 MIN_CHUNK_TOKENS = 3
 
@@ -84,6 +88,7 @@ class _Request:
     sent: int = 0
     generated: int = 0
     next_token: int | None = None  # to be sent with its group's next step
+    num_kept: int = 0
 
     @property
     def num_prompt(self) -> int:
@@ -110,7 +115,8 @@ class Schedule:
         if limits.chunk_tokens < MIN_CHUNK_TOKENS:
             raise ValueError(f"chunk_tokens is {limits.chunk_tokens}, at least {MIN_CHUNK_TOKENS}")
         self.limits = limits
-        self._free = list(range(limits.slots))
+        self._free = list(range(limits.slots))  # the one that was used longest ago first
+        self._kept = KeptPrompts()
         self._running: dict[int, _Request] = {}
         self._waiting: dict[str, deque[_Request]] = {}
         self._prefilling: deque[_Request] = deque()
@@ -198,19 +204,32 @@ class Schedule:
             request = queue.popleft()
             if queue:
                 self._waiting[client] = queue  # behind the other clients
-            request.slot = self._take_slot()
+            kept = self._take_slot(request)
             self._running[request.ask.request] = request
             self._prefilling.append(request)
-            yield SendOpen(request.ask.request, request.slot, request.ask.sampling)
+            yield SendOpen(request.ask.request, request.slot, request.ask.sampling, kept)
         yield from self._prefill()
 
-    def _take_slot(self) -> int:
-        """A free slot of the group with the fewest requests, the lowest of them."""
+    def _take_slot(self, request: _Request) -> Kept | None:
+        """Give a request the slot that keeps most of its prompt; without one, see `_idle_slot`."""
+        found = self._kept.match(request.ask.client, request.ask.prompt)
+        if found is None:
+            request.slot, kept = self._idle_slot(), None
+        else:
+            request.slot, kept = found
+            request.sent = request.num_kept = kept.length
+        self._free.remove(request.slot)
+        self._kept.drop(request.slot)
+        return kept
+
+    def _idle_slot(self) -> int:
+        """A free slot of the group with the fewest requests.
+
+        There one that keeps nothing, or else the one that was used longest ago.
+        """
         size = self.limits.group_slots
         used = Counter(request.slot // size for request in self._running.values())
-        slot = min(self._free, key=lambda slot: (used[slot // size], slot))
-        self._free.remove(slot)
-        return slot
+        return min(self._free, key=lambda slot: (used[slot // size], slot in self._kept))
 
     def _prefill(self) -> Iterator[ScheduleInstruction]:
         on_their_way = sum(1 for step in self._steps.values() if step.group is None)
@@ -279,7 +298,7 @@ class Schedule:
             yield Emit(row.request, row.token or 0, request.generated - 1)
         for request, reason in ending:
             yield from self._leave(request)
-            yield Finish(request.ask.request, reason, request.generated)
+            yield Finish(request.ask.request, reason, request.generated, request.num_kept)
         if ending:
             yield from self._admit()
         else:
@@ -290,7 +309,7 @@ class Schedule:
         if request is None:
             return
         yield from self._leave(request)
-        yield Finish(number, "cancelled", request.generated)
+        yield Finish(number, "cancelled", request.generated, request.num_kept)
         yield from self._admit()
 
     def _end(self, number: int, kind: str, reason: str) -> Iterator[ScheduleInstruction]:
@@ -298,6 +317,7 @@ class Schedule:
         if request is None:
             return
         yield from self._leave(request)
+        self._kept.drop(request.slot)  # the stages do not agree on what they hold
         yield Fail(number, kind, reason)
         yield from self._admit()
 
@@ -310,6 +330,7 @@ class Schedule:
         self._running.clear()
         self._steps.clear()
         self._waiting.clear()
+        self._kept.clear()
         self._prefilling.clear()
         for request in everyone:
             yield Fail(request.ask.request, "DeviceError", reason)
@@ -338,6 +359,8 @@ class Schedule:
         if request in self._prefilling:
             self._prefilling.remove(request)
         self._free.append(request.slot)
+        ask = request.ask
+        self._kept.keep(request.slot, ask.request, ask.client, ask.prompt[: request.sent])
         yield SendClose(request.ask.request, request.slot)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from edgeshard.runtime.ask import FinishReason
-from edgeshard.runtime.wire import Sampling
+from edgeshard.runtime.wire import Kept, Sampling
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,11 +75,12 @@ ScheduleEvent = Submit | StepBack | Cancel | RequestFailed | ChainFailed | Drain
 
 @dataclass(frozen=True)
 class SendOpen:
-    """Open the slot on every stage."""
+    """Open the slot on every stage; `kept` is what of the slot's last request starts this one."""
 
     request: int
     slot: int
     sampling: Sampling
+    kept: Kept | None = None
 
 
 @dataclass(frozen=True)
@@ -120,11 +121,12 @@ class Emit:
 
 @dataclass(frozen=True)
 class Finish:
-    """The request is complete."""
+    """The request is complete; `num_kept` positions of its prompt were there already."""
 
     request: int
     reason: FinishReason
     num_tokens: int
+    num_kept: int = 0
 
 
 @dataclass(frozen=True)

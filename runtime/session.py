@@ -282,8 +282,10 @@ class ShardSession:
             self._appended[slot] = [ort.OrtValue.ortvalue_from_numpy(empty) for _ in self._names]
         cache = self._appended.get(slot, [])
         held = cache[0].shape()[2] if cache else position
-        if held != position or len(cache) != len(self._names):
+        if held < position or len(cache) != len(self._names):
             raise InputError(f"slot {slot} holds {held} positions, the step starts at {position}")
+        if held > position:  # what lies behind is written anew, as in place
+            cache = [self._cut(value, position) for value in cache]
         binding = self._bind_row(position, values, every_position)
         for (past, _), value in zip(self._names, cache, strict=True):
             binding.bind_ortvalue_input(past, value)
@@ -295,6 +297,11 @@ class ShardSession:
         self._appended[slot] = cache
         result: Floats = output.numpy()
         return result if every_position or not shard.has_head else result[:, 0]
+
+    def _cut(self, value: ort.OrtValue, length: int) -> ort.OrtValue:
+        """The first positions of a cache `[1, kv_heads, T, head_dim]`."""
+        part = np.ascontiguousarray(value.numpy()[:, :, :length])
+        return ort.OrtValue.ortvalue_from_numpy(part, self._device, 0)
 
     def _bind_row(self, position: int, values: NDArray[Any], every_position: bool) -> ort.IOBinding:
         """Bind what a step of one slot takes beside its cache."""

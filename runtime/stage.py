@@ -105,6 +105,7 @@ class StageCore:
         self.counts: Counter[str] = Counter()
         self.problems: list[str] = []
         self._slots: dict[int, _Held] = {}
+        self._kept: dict[int, _Held] = {}  # what free slots hold of their last request
 
     @property
     def open_slots(self) -> int:
@@ -158,7 +159,18 @@ class StageCore:
             return self._refuse(
                 message.request, f"slot {message.slot} is held by request {held.request}"
             )
-        self._slots[message.slot] = _Held(message.request, message.sampling)
+        kept, last = message.kept, self._kept.get(message.slot)
+        if kept is not None and (
+            last is None or last.request != kept.request or last.length < kept.length
+        ):
+            return self._refuse(
+                message.request,
+                f"slot {message.slot} does not hold {kept.length} positions of request "
+                f"{kept.request} any more",
+            )
+        self._kept.pop(message.slot, None)
+        length = kept.length if kept is not None else 0
+        self._slots[message.slot] = _Held(message.request, message.sampling, length)
         return [] if self.shape.is_last else [Forward(message)]
 
     def _step(self, step: Step, payload_bytes: int) -> list[Instruction]:
@@ -174,8 +186,7 @@ class StageCore:
             faults += given_up or []
             is_live = held is not None and given_up is None
             if held is None or not is_live:
-                free = held.length if held is not None else 0
-                positions.append(min(free, self.shape.context - step.num_tokens))
+                positions.append(self._harmless(slot, step.num_tokens))
                 samplings.append(None)
             else:
                 held.length += step.num_tokens
@@ -184,6 +195,14 @@ class StageCore:
         if any(sampling is not None for sampling in samplings):
             return [*faults, Compute(step, tuple(positions), tuple(samplings))]
         return faults
+
+    def _harmless(self, slot: int, num_tokens: int) -> int:
+        """Where a dead row may write: behind what the slot holds or keeps."""
+        last = self._slots.get(slot) or self._kept.get(slot)
+        place = min(last.length if last is not None else 0, self.shape.context - num_tokens)
+        if slot in self._kept:
+            self._kept[slot].length = place
+        return place
 
     def _misfit(self, step: Step, payload_bytes: int) -> str | None:
         """Why a step as a whole is not one for this stage."""
@@ -225,7 +244,7 @@ class StageCore:
     def _close(self, message: Close) -> list[Instruction]:
         held = self._slots.get(message.slot)
         if held is not None and held.request == message.request:
-            del self._slots[message.slot]
+            self._kept[message.slot] = self._slots.pop(message.slot)
         return [] if self.shape.is_last else [Forward(message)]
 
     def _refuse(self, request: int, reason: str) -> list[Instruction]:

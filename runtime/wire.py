@@ -56,13 +56,25 @@ class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_li
     seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 0
 
 
+class Kept(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
+    """The first positions of a request that is over, still in its slot."""
+
+    request: Count
+    length: Positive
+
+
 class Open(Message, frozen=True):
-    """A request takes a slot on every stage."""
+    """A request takes a slot on every stage.
+
+    Attributes:
+        kept: what of the slot's last request is the start of this one; its steps begin behind it.
+    """
 
     epoch: Count
     request: Count
     slot: Count
     sampling: Sampling
+    kept: Kept | None = None
 
 
 class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):

@@ -64,6 +64,14 @@ def test_many_at_once_get_their_own_answers(client: Client) -> None:
         assert list(generation.finish().token_ids) == expected(prompt.encode(), 20)
 
 
+def test_a_prompt_that_starts_like_an_earlier_one_is_computed_from_there(client: Client) -> None:
+    start = "the same words at the start of both"
+    client.generate(f"{start}, one", raw=True, max_tokens=5).finish()
+    result = client.generate(f"{start}, two", raw=True, max_tokens=20).finish()
+    assert result.kept_tokens == len(f"{start}, ")
+    assert list(result.token_ids) == expected(f"{start}, two".encode(), 20)
+
+
 def test_an_event_loop_runs_many_at_once(chain: LocalCluster) -> None:
     async def ask() -> list[list[int]]:
         async with AsyncClient.connect(chain.cluster_path, chain.key_path) as client:

@@ -23,7 +23,7 @@ from edgeshard.runtime.schedule_events import (
     Submit,
     TokenBack,
 )
-from edgeshard.runtime.wire import MAX_ROWS, Sampling
+from edgeshard.runtime.wire import MAX_ROWS, Kept, Sampling
 
 settings.register_profile("runtime", derandomize=True, deadline=None, max_examples=300)
 
@@ -327,6 +327,40 @@ def test_a_step_whose_requests_are_all_over_is_not_waited_for() -> None:
     back(chain, 1, 50)
     back(chain, 2, 60)
     assert drawn(chain.handle(Cancel(1))) == "C1 cancelled1 2@3+1!"
+
+
+def test_a_prompt_that_a_free_slot_holds_is_not_computed_again() -> None:
+    chain = Schedule(Limits(slots=2, context=64, chunk_tokens=32))
+    chain.handle(submit(1, num_prompt=24))
+    assert drawn(back(chain, 1, 50, ends=True)) == "E1.0 C1 stop1"
+    opened, sent = chain.handle(submit(2, num_prompt=30))
+    assert opened == SendOpen(2, 0, Sampling(), Kept(1, 24))
+    assert drawn([sent]) == "2@24+6!"
+    finish = back(chain, 2, 51, ends=True)[-1]
+    assert finish == Finish(2, "stop", 1, 24)
+
+
+def test_a_free_slot_that_keeps_nothing_is_taken_before_one_that_does() -> None:
+    chain = Schedule(Limits(slots=2, context=64, chunk_tokens=32))
+    chain.handle(submit(1, num_prompt=24))
+    back(chain, 1, 50, ends=True)
+    chain.handle(submit(2, num_prompt=24, client="b"))
+    opened = chain.handle(submit(3, num_prompt=24))[0]
+    assert opened == SendOpen(3, 0, Sampling(), Kept(1, 22))
+
+
+def test_a_slot_whose_request_failed_keeps_nothing() -> None:
+    chain = Schedule(Limits(slots=1, context=64, chunk_tokens=32))
+    chain.handle(submit(1, num_prompt=24))
+    chain.handle(RequestFailed(1, "kernel"))
+    assert chain.handle(submit(2, num_prompt=24))[0] == SendOpen(2, 0, Sampling())
+
+
+def test_a_cancelled_prompt_keeps_what_was_sent() -> None:
+    chain = Schedule(Limits(slots=1, context=64, chunk_tokens=20))
+    chain.handle(submit(1, num_prompt=30))
+    chain.handle(Cancel(1))
+    assert chain.handle(submit(2, num_prompt=30))[0] == SendOpen(2, 0, Sampling(), Kept(1, 20))
 
 
 def test_a_group_has_no_more_rows_than_a_message_takes() -> None:

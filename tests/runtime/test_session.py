@@ -101,6 +101,20 @@ def test_a_slot_is_used_again_from_its_start(precision: Precision, target: Targe
         assert chain.greedy(TEXT, 4) == expected
 
 
+@pytest.mark.parametrize(("precision", "target"), [("int4", "ort"), ("fp32", "portable")])
+def test_a_kept_start_of_a_text_gives_the_bits_of_a_new_one(
+    precision: Precision, target: Target
+) -> None:
+    model = compiled("grouped", precision, target)
+    with model.chain() as new, model.chain() as kept:
+        expected = new.step(0, [*TEXT[:16], *OTHER[:8]])
+        kept.step(0, TEXT)
+        kept.step(len(TEXT), OTHER[:1])
+        found = kept.step(16, OTHER[:8])
+
+    np.testing.assert_array_equal(found, expected)
+
+
 @every_kind
 def test_rows_of_a_batch_equal_the_same_rows_alone(precision: Precision, target: Target) -> None:
     """Rows with different numbers of positions behind them step together."""

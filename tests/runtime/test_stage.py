@@ -5,7 +5,17 @@ from __future__ import annotations
 import pytest
 
 from edgeshard.runtime.stage import Compute, Forward, Instruction, StageCore, StageShape
-from edgeshard.runtime.wire import Close, Fault, Open, Row, Sampling, StageMessage, Step, Trace
+from edgeshard.runtime.wire import (
+    Close,
+    Fault,
+    Kept,
+    Open,
+    Row,
+    Sampling,
+    StageMessage,
+    Step,
+    Trace,
+)
 
 GREEDY = Sampling()
 
@@ -172,7 +182,7 @@ def test_a_row_with_a_gap_is_given_up_and_the_others_go_on() -> None:
     stage = two_requests()
     given = feed(stage, batch((5, 5), (6, 2)))
     assert faults(given) == ["protocol error: step at position 5 after 4: one is lost"]
-    assert given[-1] == Compute(batch((5, 5), (6, 2)), (4, 2), (None, GREEDY))
+    assert given[-1] == Compute(batch((5, 5), (6, 2)), (0, 2), (None, GREEDY))
 
 
 def test_a_row_of_a_request_that_is_over_writes_where_nothing_is_lost() -> None:
@@ -191,3 +201,43 @@ def test_rows_that_are_all_over_are_not_computed() -> None:
 
 def test_rows_beyond_the_slots_are_refused() -> None:
     assert len(faults(feed(two_requests(), batch((6, 2), (9, 0), slot=1)))) == 2
+
+
+def kept_request(length: int = 4) -> StageCore:
+    """Request 5 is over and left `length` positions in slot 0."""
+    stage = core()
+    feed(stage, Open(7, 5, 0, GREEDY), step(0, length), Close(7, 5, 0))
+    return stage
+
+
+def test_a_request_goes_on_behind_what_its_slot_kept() -> None:
+    stage = kept_request()
+    opened = Open(7, 6, 0, GREEDY, Kept(5, 3))
+    assert feed(stage, opened) == [Forward(opened)]
+    assert feed(stage, step(3, 2, request=6)) == [computed(step(3, 2, request=6))]
+
+
+@pytest.mark.parametrize("kept", [Kept(5, 5), Kept(4, 3)])
+def test_what_a_slot_did_not_keep_is_refused(kept: Kept) -> None:
+    given = feed(kept_request(), Open(7, 6, 0, GREEDY, kept))
+    (reason,) = faults(given)
+    assert f"{kept.length} positions of request {kept.request} any more" in reason
+
+
+def test_what_was_kept_is_gone_once_the_slot_is_taken() -> None:
+    stage = kept_request()
+    feed(stage, Open(7, 6, 0, GREEDY), Close(7, 6, 0))
+    assert len(faults(feed(stage, Open(7, 8, 0, GREEDY, Kept(5, 3))))) == 1
+
+
+def test_a_request_that_was_given_up_keeps_nothing() -> None:
+    stage = core()
+    feed(stage, Open(7, 5, 0, GREEDY), step(0, 4), step(6))
+    assert len(faults(feed(stage, Open(7, 6, 0, GREEDY, Kept(5, 3))))) == 1
+
+
+def test_a_dead_row_writes_behind_what_its_slot_keeps() -> None:
+    stage = two_requests()
+    feed(stage, Close(7, 5, 0))
+    given = feed(stage, batch((5, 4), (6, 2)))
+    assert given == [Compute(batch((5, 4), (6, 2)), (4, 2), (None, GREEDY))]

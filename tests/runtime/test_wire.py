@@ -22,7 +22,14 @@ samplings = st.builds(
     seed=counts,
 )
 stage_messages = st.one_of(
-    st.builds(wire.Open, counts, counts, counts, samplings),
+    st.builds(
+        wire.Open,
+        counts,
+        counts,
+        counts,
+        samplings,
+        st.none() | st.builds(wire.Kept, counts, st.integers(1, 2**31)),
+    ),
     st.builds(
         wire.Step,
         counts,
