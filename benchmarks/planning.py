@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,6 @@ from msgspec.structs import replace
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 
-from referee import best_by_milp
 
 from edgeshard.paper.testbed import Setting, testbed, unit_bytes, unit_seconds
 from edgeshard.paper.testbed import devices as paper_devices
@@ -36,6 +36,7 @@ from edgeshard.schemas.model import ModelManifest
 from edgeshard.schemas.profile import LinkProfile, Profile
 from support.chain_problems import every_chain, random_table, slowest_of, sum_of
 from support.planner_cases import digest, make_device, make_link, make_model, make_profile, measured
+from support.referee import best_by_milp
 
 GIB = 2**30
 OBJECTIVES: tuple[Objective, ...] = ("latency", "throughput")
@@ -92,13 +93,13 @@ def profile_of(
         noise = draw.uniform(1 - jitter, 1 + jitter, len(made))
         for b in range(a):
             rate = mbps(a, b) * 1e6 / 8 * float(noise[b])
-            names = made[a].name, made[b].name
-            links.append(make_link(*names, latency_seconds, rate))
-            links.append(make_link(*reversed(names), latency_seconds, rate))
+            one, other = made[a].name, made[b].name
+            links.append(make_link(one, other, latency_seconds, rate))
+            links.append(make_link(other, one, latency_seconds, rate))
     return model, make_profile(made, links)
 
 
-def paper(jitter: float, seed: int, hold: float) -> tuple[ModelManifest, Profile]:
+def paper(hold: float, jitter: float, seed: int) -> tuple[ModelManifest, Profile]:
     """The paper's testbed with Llama2-7B at batch 4; `hold` times its weights."""
     kinds = paper_devices(Setting())
     cloud = kinds.index("rtx-3090")
@@ -153,12 +154,11 @@ def bars(seeds: int) -> None:
     """Print a row for each testbed, fleet and objective."""
     print("| devices | units | links | objective | optimal | largest gap | slowest call | peak |")
     print("| --- | --: | --- | --- | --: | --: | --: | --: |")
-    row("paper's 15, 7B", seeds, lambda jitter, seed: paper(jitter, seed, 1.0))
-    row("paper's 15, 11 times the weights", seeds, lambda jitter, seed: paper(jitter, seed, 11.0))
+    row("paper's 15, 7B", seeds, partial(paper, 1.0))
+    row("paper's 15, 11 times the weights", seeds, partial(paper, 11.0))
     for room in (8.0, 2.0, 1.1):
-        name = f"100 of 4 types, room {room}"
-        row(name, seeds, lambda jitter, seed, room=room: fleet(4, 25, room, jitter, seed))
-    row("1000 of 8 types, room 3", 1, lambda jitter, seed: fleet(8, 125, 3.0, jitter, seed))
+        row(f"100 of 4 types, room {room}", seeds, partial(fleet, 4, 25, room))
+    row("1000 of 8 types, room 3", 1, partial(fleet, 8, 125, 3.0))
 
 
 def row(name: str, seeds: int, make: Callable[[float, int], tuple[ModelManifest, Profile]]) -> None:
@@ -224,7 +224,8 @@ def truth(table: DeviceTable, objective: Objective, by: str) -> float | None:
     if by == "milp":
         return best_by_milp(table, objective == "latency").seconds
     cost = sum_of if objective == "latency" else slowest_of
-    return min((cost(table, chain) for chain in every_chain(table)), default=math.inf)
+    best: float = min((cost(table, chain) for chain in every_chain(table)), default=math.inf)
+    return best
 
 
 def small(generator: np.random.Generator) -> DeviceTable:

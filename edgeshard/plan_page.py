@@ -39,7 +39,7 @@ def plan_page(plan: Plan, explanation: Explanation, model: str) -> str:
         f"{more.tokens_per_second:.1f} tokens/s</li>"
         for more in explanation.improvements
     )
-    title = f"{html.escape(model)} on {len(plan.stages)} of its devices"
+    title = f"{html.escape(model)}: {len(plan.stages)} stages"
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
         f"<style>{STYLE}</style></head><body><h1>{title}</h1><ul>{facts}</ul>"
@@ -57,11 +57,11 @@ def plan_page(plan: Plan, explanation: Explanation, model: str) -> str:
 
 def _chain(plan: Plan) -> str:
     """Boxes from left to right, a few in each line."""
-    per_line, wide, tall = 4, 190, 92
+    per_line, wide, gap, tall = 4, 178, 80, 92
     parts = []
     for index, stage in enumerate(plan.stages):
         line, column = divmod(index, per_line)
-        x, y = 20 + column * (wide + 60), 16 + line * (tall + 44)
+        x, y = 4 + column * (wide + gap), 16 + line * (tall + 44)
         share = stage.memory.total_bytes / stage.memory.limit_bytes
         parts.append(
             f'<rect x="{x}" y="{y}" width="{wide}" height="{tall}" rx="8" fill="none" '
@@ -76,7 +76,8 @@ def _chain(plan: Plan) -> str:
         ms = f"{stage.hop_seconds * 1e3:.2f}"
         last = index + 1 == len(plan.stages)
         arrow = "↩" if last else "→"
-        parts.append(_text(x + wide + 6, y + 40, f"{arrow} {ms} ms"))
+        parts.append(_text(x + wide + 30, y + 38, arrow, "font-size:20px"))
+        parts.append(_text(x + wide + 12, y + 58, f"{ms} ms"))
     lines = -(-len(plan.stages) // per_line)
     return _svg(1040, 16 + lines * (tall + 44), parts)
 
@@ -116,7 +117,8 @@ def _timeline(plan: Plan) -> str:
     base = len(plan.stages) * ROW
     for tick in range(6):
         at = end * tick / 5
-        parts.append(_text(left + at * scale, base + 16, f"{at * 1e3:.1f} ms", "fill:#555"))
+        style = "fill:#555;text-anchor:middle"
+        parts.append(_text(left + at * scale, base + 16, f"{at * 1e3:.1f} ms", style))
     return _svg(WIDTH + 40, base + 26, parts)
 
 

@@ -175,12 +175,7 @@ def _mean_seconds(token_seconds: float, first_token_seconds: float, workload: Wo
 
 def _unsupported(workload: Workload) -> tuple[str, ...]:
     """What the runtime cannot do yet, by name."""
-    found = []
-    if workload.batch > 1:
-        found.append(f"decode steps of {workload.batch} sequences")
-    if workload.activation != "fp32":
-        found.append(f"{workload.activation} activations")
-    return tuple(found)
+    return () if workload.activation == "fp32" else (f"{workload.activation} activations",)
 
 
 def _check(what: str, value: int, least: int, most: int | None, limit: str) -> None:

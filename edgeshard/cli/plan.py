@@ -37,7 +37,7 @@ def plan(
         typer.Option(min=0, help="Answer length, to weigh prefill by; 0: decode steps alone."),
     ] = 0,
     batch: Annotated[
-        int, typer.Option(min=1, help="Sequences of a decode step; above 1 is not deployed yet.")
+        int, typer.Option(min=1, help="Sequences that a decode step takes together.")
     ] = 1,
     activation: Annotated[
         str, typer.Option(help="Hidden states on links: fp32; fp16 and int8 are not deployed yet.")
