@@ -35,6 +35,14 @@ def simulate(
     chunk_tokens: Annotated[int, typer.Option(min=3, help="Prompt positions of a step.")] = (
         CHUNK_TOKENS
     ),
+    groups: Annotated[
+        int | None,
+        typer.Option(min=1, help="Of slots that step together; default: each slot alone."),
+    ] = None,
+    row_cost: Annotated[
+        float,
+        typer.Option(min=0, max=1, help="Compute of each further sequence of a step, as a share."),
+    ] = 1.0,
     bubbles: Annotated[
         bool, typer.Option("--bubbles", help="Send next tokens in rounds, all together.")
     ] = False,
@@ -83,10 +91,12 @@ def simulate(
         window=len(made.stages),
         max_waiting=requests,
         in_rounds=bubbles,
+        num_groups=groups,
     )
     options = Options(
         transfers=cast("Transfers", transfers),
         shared=cast("Shared", shared),
+        row_cost=row_cost,
         jitter=jitter,
         seed=seed,
     )

@@ -7,9 +7,11 @@ relay       Cloud-Edge-Opt with one device allowed between the two
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Literal, get_args
 
 from edgeshard.errors import PlanError
+from edgeshard.paper.testbed import Setting, cost_table
 from edgeshard.planner.baselines import Method, Spans, baseline
 from edgeshard.planner.costs import CostTable
 from edgeshard.planner.partition import best_partition
@@ -31,6 +33,13 @@ ROWS: tuple[Row, ...] = get_args(Row)
 LATENCY_ROWS = ROWS[:-1]
 NEW_TOKENS = 96
 """Tokens of each simulated sequence: the paper's workload."""
+
+
+@cache
+def planned(setting: Setting, row: Row, objective: Objective) -> tuple[CostTable, Spans | None]:
+    """An experiment's costs and the spans of a row; kept, as studies have experiments in common."""
+    costs = cost_table(setting)
+    return costs, choose(costs, row, objective)
 
 
 def choose(costs: CostTable, row: Row, objective: Objective) -> Spans | None:

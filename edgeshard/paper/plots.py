@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from edgeshard.paper.cells import Cell
 from edgeshard.paper.fleets import Compared
 from edgeshard.paper.methods import ROWS
-from edgeshard.paper.studies import BATCH, IN_FLIGHT
+from edgeshard.paper.studies import BATCH, IN_FLIGHT, in_flight_words
 
 COLOURS = {row: f"C{index}" for index, row in enumerate(ROWS)}
 Panel = Callable[[Axes, list[Cell]], None]
@@ -32,7 +33,7 @@ def plot(study: str, cells: Sequence[Cell], path: Path) -> None:
             draw(axes, here)
             axes.set_title(model)
             axes.set_ylabel(figure)
-    picture.savefig(path, metadata={"Title": f"{study}: ours and the paper's", "Date": None})
+    save(picture, path, f"{study}: ours and the paper's")
 
 
 def plot_fleets(compared: Sequence[Compared], path: Path) -> None:
@@ -52,13 +53,22 @@ def plot_fleets(compared: Sequence[Compared], path: Path) -> None:
         axes.set_xlabel("times the exact planner's objective; no plan: never reached")
         axes.set_ylabel("share of fleets at or below")
         axes.legend(fontsize="small")
-    picture.savefig(path, metadata={"Title": "baselines over random fleets", "Date": None})
+    save(picture, path, "baselines over random fleets")
+
+
+def save(picture: Figure, path: Path, title: str) -> None:
+    """Write a picture: text stays text, and equal pictures are equal files."""
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "edgeshard"}):
+        is_svg = path.suffix == ".svg"
+        picture.savefig(path, metadata={"Title": title, "Date": None} if is_svg else None)
 
 
 def _bars(axes: Axes, cells: list[Cell]) -> None:
     """Ours by method, and a mark where the paper has a figure: filled if sourced."""
-    settings = {f"batch {BATCH}", f"{IN_FLIGHT} batches of {BATCH}"}
+    settings = {f"batch {BATCH}", in_flight_words(IN_FLIGHT)}
     shown = [cell for cell in cells if cell.setting in settings]
+    axes.set_xlim(-0.6, len(shown) - 0.4)
+    axes.margins(y=0.3)  # room for the legend
     for place, cell in enumerate(shown):
         if cell.ours is None:
             axes.text(place, 0, "does not fit", rotation=90, ha="center", va="bottom")
@@ -99,18 +109,22 @@ def _lines(axes: Axes, cells: list[Cell]) -> None:
         if cell.ours is not None:
             points = lines.setdefault((cell.method, variant), [])
             points.append((float(cell.setting.split()[0]), cell.ours))
-    for (method, variant), points in lines.items():
+    for index, ((method, variant), points) in enumerate(lines.items()):
         style = "--" if variant else "-"
         axes.plot(
             *zip(*points, strict=True),
             f"{style}o",
             color=COLOURS[method],  # type: ignore[index]  # a Row
             markersize=3,
+            linewidth=max(1.0, 4.0 - 0.5 * index),  # equal lines stay visible below each other
             label=f"{method} {variant}".strip(),
         )
-    unit = " ".join(cells[0].setting.split(",")[0].split()[1:])
+    reported = [cell.paper for cell in cells if cell.method == "edgeshard" and cell.paper]
+    if reported:
+        axes.axhline(reported[0], color="black", linestyle=":", label="edgeshard in the paper")
+    unit = " ".join(cells[-1].setting.split(",")[0].split()[1:])
     axes.set_xlabel(f"source to cloud, {unit}" if "bit" in unit else f"{unit} in flight")
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.1 * max(cell.ours for cell in cells if cell.ours is not None))
     axes.legend(fontsize="small")
 
 

@@ -1,4 +1,4 @@
-"""Write the studies: a Markdown page of all tables, a CSV file and a picture for each study."""
+"""Write the studies: a Markdown table, a CSV file and a picture of each."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from edgeshard.paper.testbed import MODELS, TRACED, Model
 
 FLEETS = "fleets"
 ALL_STUDIES = (*STUDIES, FLEETS)
-PAGE = "tables.md"
 NUM_FLEETS = 500
 
 
@@ -48,36 +47,33 @@ def reproduce(
             cells[name] = list(STUDIES[name](factors))
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / PAGE).write_text(_page(factors, cells, compared, num_fleets), "utf-8")
         for name, found in cells.items():
+            (folder / f"{name}.md").write_text(_page(name, factors, found), "utf-8")
             (folder / f"{name}.csv").write_text(comma_separated(found), "utf-8")
             plot(name, found, folder / f"{name}.svg")
         if compared:
+            (folder / f"{FLEETS}.md").write_text(_fleets_page(compared, num_fleets), "utf-8")
             _write_fleets(folder / f"{FLEETS}.csv", compared)
             plot_fleets(compared, folder / f"{FLEETS}.svg")
     except OSError as error:
         raise InputError(f"cannot write into {folder}: {error.strerror or error}") from error
 
 
-def _page(
-    factors: dict[Model, float],
-    cells: dict[str, list[Cell]],
-    compared: Sequence[Compared],
-    num_fleets: int,
-) -> str:
-    parts = ["# Tables\n", "Written by `esc reproduce-paper`; read with its explanation.\n"]
+def _page(name: str, factors: dict[Model, float], cells: Sequence[Cell]) -> str:
+    parts = [f"# {name}\n", f"Written by `esc reproduce-paper --study {name}`.\n"]
     parts += [
-        f"{model}: unit times are the trace's mean times {factor:.4f}, from the exact latency plan "
-        "at the default setting against the paper's EdgeShard latency.\n"
+        f"{model}: unit times are the trace's mean times {factor:.4f}, so that the exact latency "
+        "plan at the default setting takes the paper's EdgeShard latency.\n"
         for model, factor in factors.items()
         if model != TRACED
     ]
-    for name, found in cells.items():
-        parts.append(f"## {name}\n\n{markdown(found)}")
-    if compared:
-        drawn = f"{num_fleets} fleets were drawn; those that no plan fits are left out."
-        parts.append(f"## {FLEETS}\n\n{drawn}\n\n{summary_markdown(summarise(compared))}")
-    return "\n".join(parts)
+    return "\n".join([*parts, markdown(cells)])
+
+
+def _fleets_page(compared: Sequence[Compared], num_fleets: int) -> str:
+    drawn = f"{num_fleets} fleets were drawn; those that no plan fits are left out."
+    written = f"Written by `esc reproduce-paper --study {FLEETS}`. {drawn}\n"
+    return "\n".join([f"# {FLEETS}\n", written, summary_markdown(summarise(compared))])
 
 
 def _write_fleets(path: Path, compared: Sequence[Compared]) -> None:

@@ -47,12 +47,15 @@ class Options:
         transfers: whether a device computes while it sends or receives.
         shared: what frames compete for: each directed link by itself, each device's one radio, or
             one medium for all.
+        row_cost: what each further sequence of a step adds to its compute, as a share of what one
+            alone takes; 1: as if one after the other, 0: for nothing.
         jitter: every duration is multiplied by a number drawn evenly from 1 - jitter to 1 + jitter.
         seed: of the jitter.
     """
 
     transfers: Transfers = "overlapped"
     shared: Shared = "none"
+    row_cost: float = 1.0
     jitter: float = 0.0
     seed: int = 0
 
@@ -68,7 +71,11 @@ class Arrival:
 
 @dataclass(frozen=True)
 class Busy:
-    """Something was busy for a step of a request; `where` is a device, or a link `a -> b`."""
+    """Something was busy for a step; `where` is a device, or a link `a -> b`.
+
+    Attributes:
+        request: the first of those that the step has a row of.
+    """
 
     where: str
     kind: Literal["prompt", "token", "transfer"]
@@ -117,14 +124,12 @@ class _Step:
     is_prompt: bool
 
     @property
-    def row(self) -> Row:
-        """The only one: the limits make each slot a group of its own."""
-        (row,) = self.instruction.rows
-        return row
+    def rows(self) -> tuple[Row, ...]:
+        return self.instruction.rows
 
     @property
     def num_positions(self) -> int:
-        return len(self.row.tokens)
+        return sum(len(row.tokens) for row in self.rows)
 
 
 class _World:
@@ -136,10 +141,9 @@ class _World:
         self.busy: list[Busy] = []
         self._chain = chain
         self._arrivals = arrivals
-        if limits.group_slots > 1:
-            raise InputError("steps of several requests cannot be simulated; leave num_groups out")
         self._schedule = Schedule(limits)
         self._is_blocking = options.transfers == "blocking"
+        self._row_cost = options.row_cost
         self._jitter = options.jitter
         self._random = random.Random(options.seed)
         names = [stage.device for stage in chain.stages]
@@ -210,7 +214,7 @@ class _World:
     def _come_back(self, step: _Step) -> None:
         sent = step.instruction
         token = ANY_TOKEN if sent.wants_token else None
-        back = StepBack(sent.number, (TokenBack(step.row.request, token),))
+        back = StepBack(sent.number, tuple(TokenBack(row.request, token) for row in step.rows))
         self._act(self._schedule.handle(back))
 
     # A stage and the wire behind it
@@ -221,7 +225,7 @@ class _World:
             step: _Step = yield self._inbox[index].get()
             seconds = self._chain.compute_seconds(
                 index, step.num_positions, is_prompt=step.is_prompt
-            )
+            ) * (1 + self._row_cost * (len(step.rows) - 1))
             with self._devices[device].request() as turn:
                 yield turn
                 start = self.env.now
@@ -282,4 +286,4 @@ class _World:
     def _note(
         self, where: str, kind: Literal["prompt", "token", "transfer"], step: _Step, start: float
     ) -> None:
-        self.busy.append(Busy(where, kind, step.row.request, start, self.env.now))
+        self.busy.append(Busy(where, kind, step.rows[0].request, start, self.env.now))

@@ -77,6 +77,23 @@ def test_bubbles_by_hand() -> None:
     assert freely.token_seconds == pytest.approx(10.0)
 
 
+@pytest.mark.parametrize(("row_cost", "compute"), [(0.0, 3 + 5), (1.0, 4 * (3 + 5))])
+def test_a_group_steps_as_one_batch(row_cost: float, compute: float) -> None:
+    """Four sequences in one step: one hop with four positions, 4 + 0.5 s, and one way back."""
+    options = Options(row_cost=row_cost)
+    found = figures(run_chain(TWO, 4, options=options, num_groups=1))
+    together = 0.125 + compute + 4 * 1.0 + 0.5 + 0.25
+    assert found.token_seconds == pytest.approx(together)
+    assert found.steady_tokens_per_second == pytest.approx(4 / together, rel=0.03)
+
+
+def test_groups_overlap_with_each_other() -> None:
+    """Two batches of two, each 10.875 s around the chain: stage 1 is all but always busy."""
+    found = figures(run_chain(TWO, 4, options=Options(row_cost=0.0), num_groups=2))
+    around = 0.125 + 3 + 2.5 + 5 + 0.25
+    assert found.steady_tokens_per_second == pytest.approx(4 / around, rel=0.03)
+
+
 def test_blocking_transfers_stop_both_ends() -> None:
     """Stage 1 receives for 1.5 s, computes for 5 and sends for 0.25."""
     blocking = Options(transfers="blocking")

@@ -41,6 +41,7 @@ def run_chain(
     slots: int | None = None,
     in_rounds: bool = False,
     chunk_tokens: int = 512,
+    num_groups: int | None = None,
 ) -> Run:
     """All requests at once, each with a slot unless there are fewer."""
     limits = Limits(
@@ -50,6 +51,7 @@ def run_chain(
         chunk_tokens=chunk_tokens,
         max_waiting=num_requests,
         in_rounds=in_rounds,
+        num_groups=num_groups,
     )
     arrivals = [Arrival(0.0, prompt_tokens, new_tokens)] * num_requests
     return simulate(chain, limits, arrivals, options)
