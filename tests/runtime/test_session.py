@@ -193,8 +193,9 @@ def test_a_context_beyond_the_models_is_refused() -> None:
 
 
 def test_an_unknown_provider_is_refused_with_those_that_are_here() -> None:
+    model = compiled("grouped", "fp32", "portable")
     with pytest.raises(DeviceError, match=r"no QuantumExecutionProvider .* CPUExecutionProvider"):
-        _open(compiled("grouped"), provider="QuantumExecutionProvider", context=8)
+        _open(model, provider="QuantumExecutionProvider", context=8)
 
 
 def test_a_token_beyond_the_vocabulary_is_the_devices_error() -> None:
