@@ -29,6 +29,28 @@ check: setup
 test: setup
 	$(BIN)/python -m pytest -q --durations=10
 
+# onnxruntime-openvino has onnxruntime's import name, so an agent runs it from an environment of its own.
+OPENVINO := .venv-openvino
+DEVICE_NEEDS := jinja2 jsonschema msgspec numpy onnx psutil pyzmq rich tokenizers typer
+
+openvino-test: setup $(OPENVINO)/.installed
+	$(BIN)/python -m pytest -q -rs tests/integration/test_openvino.py
+
+$(OPENVINO)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(OPENVINO)
+	$(OPENVINO)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+		$(DEVICE_NEEDS) onnxruntime-openvino==1.24.1
+	$(OPENVINO)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	touch $@
+
+# Portable and tensorrt shards in older ONNX Runtime releases, each in an environment of its own.
+old-runtimes: setup
+	$(BIN)/python benchmarks/old_runtimes.py --folder .demo/old-runtimes
+
+# Whether what a device needs can be had for other systems; asks the package index, installs nothing.
+platforms: setup
+	$(BIN)/python benchmarks/platforms.py
+
 demo: setup
 	$(BIN)/esc demo
 

@@ -34,7 +34,7 @@ class PortableLowering(Lowering):
     kv_layout: Literal["static", "append", "copy"] = "append"
     float_opset = 17
     block_opset = 21
-    min_runtimes: Mapping[int, str] = {17: "1.12", 21: "1.18"}
+    min_runtimes: Mapping[int, str] = {17: "1.15", 21: "1.20"}  # as run
 
     def norm(self, graph: GraphBuilder, x: str, weight: str, epsilon: float) -> str:
         """See `Lowering.norm`; in float32, since squares leave the range of float16."""

@@ -39,16 +39,23 @@ class TensorrtLowering(PortableLowering):
     min_runtimes: Mapping[int, str] = {17: "1.17"}
     batch = 1
 
-    def _matrix(
-        self, graph: GraphBuilder, weight: str, encoding: Encoding, rows: int, columns: int
+    def product(
+        self, graph: GraphBuilder, x: str, weight: str, encoding: Encoding, rows: int, columns: int
     ) -> str:
-        """The float matrix `[rows, columns]`, dequantised in the graph."""
+        """See `Lowering.product`.
+
+        The input is transposed, not the weight: ONNX Runtime up to 1.24 moves a
+        `DequantizeLinear` behind a `Transpose` with a pair of operators whose types disagree.
+        """
         if encoding.kind == "float":
-            return super()._matrix(graph, weight, encoding, rows, columns)
+            return super().product(graph, x, weight, encoding, rows, columns)
+        at = weight.split(":")[1]
         codes = graph.weight(f"{weight}.codes", TensorProto.INT8, (rows, columns))
         scales = graph.weight(f"{weight}.scales", TensorProto.FLOAT, (rows,))
-        matrix = graph.op("DequantizeLinear", [codes, scales], at=weight.split(":")[1], axis=0)
-        return self.narrow(graph, matrix)
+        matrix = graph.op("DequantizeLinear", [codes, scales], at=at, axis=0)
+        turned = graph.op("Transpose", [x], at=at, perm=[0, 2, 1])
+        y = graph.op("MatMul", [self.narrow(graph, matrix), turned], at=at)
+        return graph.op("Transpose", [y], at=at, perm=[0, 2, 1])
 
     def position_inputs(self, graph: GraphBuilder) -> None:
         """See `Lowering.position_inputs`."""

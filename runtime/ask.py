@@ -94,6 +94,7 @@ class Finished(Message, frozen=True):
     Attributes:
         compute_seconds: what all stages spent on decode steps, the prompt not included.
         kept_tokens: of the prompt, that the stages held already from an earlier one.
+        is_mixed: stages differ in provider, target or ONNX Runtime version, and so in rounding.
     """
 
     id: Count
@@ -101,6 +102,7 @@ class Finished(Message, frozen=True):
     num_tokens: Count
     compute_seconds: float
     kept_tokens: Count = 0
+    is_mixed: bool = False
 
 
 class Failed(Message, frozen=True):

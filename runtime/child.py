@@ -81,6 +81,7 @@ class Child:
         on_exit: Callable[[int], None],
         *,
         stderr: int | None = None,
+        python: str = sys.executable,
     ) -> None:
         """Start `python -m module` and give it its config, one line of JSON.
 
@@ -90,11 +91,12 @@ class Child:
             on_line: called for each line that it says.
             on_exit: called with its status once it is gone.
             stderr: file descriptor for its errors; None: our own.
+            python: interpreter, that of another environment where it is not ours.
         """
         self._on_line = on_line
         self._on_exit = on_exit
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", module],
+            [python, "-P", "-m", module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=stderr,

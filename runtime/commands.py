@@ -299,6 +299,7 @@ class Commands:
             max_waiting=start.max_waiting,
             num_groups=start.num_groups,
             silence_seconds=start.silence_seconds,
+            is_mixed=start.is_mixed,
         )
         self._coordinator = Tenant(
             f"the coordinator on {agent.device.name}",

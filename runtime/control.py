@@ -108,7 +108,7 @@ class Load(Control, frozen=True):
 
 
 class StartCoordinator(Control, frozen=True):
-    """Serve clients over the chain of these devices."""
+    """Serve clients over the chain of these devices; answers say whether it `is_mixed`."""
 
     epoch: Count
     model: Blob
@@ -119,6 +119,7 @@ class StartCoordinator(Control, frozen=True):
     max_waiting: Positive = 64
     num_groups: Positive = 1
     silence_seconds: float = 30.0
+    is_mixed: bool = False
 
 
 class Stop(Control, frozen=True):

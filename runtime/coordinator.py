@@ -54,6 +54,7 @@ class CoordinatorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
         client_keys: who may generate.
         num_groups: micro-batches that keep every stage busy.
         silence_seconds: how long a step may take before it counts as lost.
+        is_mixed: what answers are flagged with.
     """
 
     store: str
@@ -71,6 +72,7 @@ class CoordinatorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     max_waiting: int
     num_groups: int
     silence_seconds: float
+    is_mixed: bool = False
 
 
 class Coordinator:
@@ -189,7 +191,7 @@ class Coordinator:
             queue=4096,
         )
         self._poller.watch(clients)
-        desk = Desk(clients, self._text, self._manifest.eos_token_ids)
+        desk = Desk(clients, self._text, self._manifest.eos_token_ids, self._config.is_mixed)
         try:
             while not (self._drain is not None and desk.is_idle):
                 self._turn(desk)

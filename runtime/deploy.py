@@ -12,7 +12,7 @@ import contextlib
 import math
 import secrets
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import TypeVar
@@ -24,7 +24,7 @@ from edgeshard.runtime.agent_client import AgentClient
 from edgeshard.runtime.channel import KeyPair, Network
 from edgeshard.runtime.machine import cluster_digest
 from edgeshard.schemas.cluster import Cluster
-from edgeshard.schemas.common import Blob
+from edgeshard.schemas.common import Blob, Target
 from edgeshard.schemas.model import ModelManifest
 from edgeshard.schemas.plan import Plan
 from edgeshard.schemas.shard import ShardManifest
@@ -61,12 +61,17 @@ class StageReport:
 
 @dataclass(frozen=True)
 class Deployment:
-    """A chain that takes requests, and the bytes that this took."""
+    """A chain that takes requests, and the bytes that this took.
+
+    Attributes:
+        is_mixed: stages differ in provider, target or ONNX Runtime version, and so in rounding.
+    """
 
     epoch: int
     stages: tuple[StageReport, ...]
     sent_bytes: int
     present_bytes: int
+    is_mixed: bool = False
 
 
 def deploy(
@@ -178,7 +183,8 @@ class _Crew:
         silence_seconds: float,
     ) -> Deployment:
         needed = list(dict.fromkeys([*self._names, self._plan.source]))
-        self._on_each(needed, self._greet)
+        runtimes = dict(zip(needed, self._on_each(needed, self._greet), strict=True))
+        is_mixed = self._is_mixed([shard.target for shard, _ in shards], runtimes)
         blobs = {name: self._blobs(name, manifest, model, shards) for name in needed}
         moved = self._on_each(needed, lambda name: self._send(name, store, blobs[name]))
         self._on_each(list(self._agents), lambda name: self._stop(name, needed, drain_seconds))
@@ -190,7 +196,8 @@ class _Crew:
             }
             loaded = self._on_each(self._names, lambda name: self._load(name, loads[name]))
             self._on_each(
-                [self._plan.source], lambda name: self._start(name, epoch, model, silence_seconds)
+                [self._plan.source],
+                lambda name: self._start(name, epoch, model, silence_seconds, is_mixed),
             )
         except BaseException:
             self._stop_again(needed)
@@ -202,8 +209,17 @@ class _Crew:
             for stage, report in zip(self._plan.stages, loaded, strict=True)
         )
         return Deployment(
-            epoch, stages, sum(sent for sent, _ in moved), sum(there for _, there in moved)
+            epoch,
+            stages,
+            sum(sent for sent, _ in moved),
+            sum(there for _, there in moved),
+            is_mixed,
         )
+
+    def _is_mixed(self, targets: Sequence[Target], runtimes: Mapping[str, str]) -> bool:
+        stages = zip(self._plan.stages, targets, strict=True)
+        kinds = {(stage.provider, target, runtimes[stage.device]) for stage, target in stages}
+        return len(kinds) > 1
 
     def _blobs(
         self,
@@ -240,7 +256,8 @@ class _Crew:
 
     # What is done for one device, in its thread
 
-    def _greet(self, name: str) -> None:
+    def _greet(self, name: str) -> str:
+        """Check the device's cluster file; its ONNX Runtime version."""
         self._say(name, "asking its agent")
         status = self._agents[name].status()
         if status.cluster != cluster_digest(self._cluster):
@@ -248,6 +265,7 @@ class _Crew:
                 f"device {name} has read another cluster file than this one; copy this one there "
                 "and start its agent again"
             )
+        return status.onnxruntime
 
     def _send(self, name: str, store: Store, blobs: list[Blob]) -> tuple[int, int]:
         total = sum(blob.size_bytes for blob in dict.fromkeys(blobs))
@@ -276,7 +294,9 @@ class _Crew:
         self._say(name, f"stage {load.index} ready in {loaded.load_seconds:.1f} s")
         return loaded
 
-    def _start(self, name: str, epoch: int, model: Blob, silence_seconds: float) -> None:
+    def _start(
+        self, name: str, epoch: int, model: Blob, silence_seconds: float, is_mixed: bool
+    ) -> None:
         start = control.StartCoordinator(
             id=0,
             epoch=epoch,
@@ -287,6 +307,7 @@ class _Crew:
             chunk_tokens=min(CHUNK_TOKENS, max(self._plan.context, 3)),
             num_groups=num_groups(self._plan),
             silence_seconds=silence_seconds,
+            is_mixed=is_mixed,
         )
         self._agents[name].start_coordinator(
             start, START_SECONDS, lambda text: self._say(name, text)

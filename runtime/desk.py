@@ -39,10 +39,17 @@ class _Live:
 class Desk:
     """The requests of all clients."""
 
-    def __init__(self, clients: Listener, text: TextModel, eos_token_ids: Collection[int]) -> None:
+    def __init__(
+        self,
+        clients: Listener,
+        text: TextModel,
+        eos_token_ids: Collection[int],
+        is_mixed: bool = False,
+    ) -> None:
         self._clients = clients
         self._text = text
         self._eos = frozenset(eos_token_ids)
+        self._is_mixed = is_mixed
         self._live: dict[int, _Live] = {}
         self._next_request = 1
 
@@ -153,7 +160,12 @@ class Desk:
                 return []
             case events.Finish():
                 end: ask.Event = ask.Finished(
-                    live.id, one.reason, one.num_tokens, live.decode_seconds, one.num_kept
+                    live.id,
+                    one.reason,
+                    one.num_tokens,
+                    live.decode_seconds,
+                    one.num_kept,
+                    self._is_mixed,
                 )
             case events.Fail():
                 end = ask.Failed(live.id, one.kind, one.reason)

@@ -43,6 +43,8 @@ class Result:
         token_seconds: from each token to the next, one less than there are tokens.
         compute_seconds: what the stages spent computing the tokens after the first.
         kept_tokens: of the prompt, that were not computed again as an earlier prompt had them.
+        is_mixed: stages differ in provider, target or ONNX Runtime version: other devices of the
+            same model may round, and at a near tie choose, differently.
     """
 
     text: str
@@ -53,6 +55,7 @@ class Result:
     token_seconds: tuple[float, ...]
     compute_seconds: float
     kept_tokens: int
+    is_mixed: bool = False
 
 
 class Exchange:
@@ -129,4 +132,5 @@ class Exchange:
             token_seconds=tuple(b - a for a, b in pairwise(times)),
             compute_seconds=event.compute_seconds,
             kept_tokens=event.kept_tokens,
+            is_mixed=event.is_mixed,
         )

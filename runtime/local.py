@@ -11,8 +11,9 @@ import contextlib
 import os
 import random
 import socket
+import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -34,7 +35,7 @@ OPERATOR = "operator"
 class LocalAgent:
     """One agent as a child process."""
 
-    def __init__(self, config: AgentConfig, log: Path) -> None:
+    def __init__(self, config: AgentConfig, log: Path, python: str = sys.executable) -> None:
         self.name = config.name
         self._ready = threading.Event()
         self._ended = threading.Event()
@@ -46,6 +47,7 @@ class LocalAgent:
                 self._on_line,
                 self._on_exit,
                 stderr=file.fileno(),
+                python=python,
             )
 
     @property
@@ -105,6 +107,7 @@ class LocalCluster:
         worker: str | None = None,
         profiler: str | None = None,
         drain_seconds: float = 10.0,
+        pythons: Mapping[str, str] | None = None,
     ) -> None:
         """Make keys and the cluster file where they are missing; start with `with`.
 
@@ -117,6 +120,7 @@ class LocalCluster:
             worker: module that stages run; None: the real one.
             profiler: module that profile runs use; None: the real one.
             drain_seconds: how long requests may take to finish on SIGTERM.
+            pythons: interpreters by device, where an agent runs from another environment.
         """
         self.folder = folder
         self.cluster_path = folder / "cluster.toml"
@@ -133,6 +137,7 @@ class LocalCluster:
         self.cluster = files.read(self.cluster_path, Cluster)
         self.keys = keys[OPERATOR]
         self.agents: list[LocalAgent] = []
+        self._pythons = dict(pythons or {})
         defaults = AgentConfig(cluster="", name="", key="", store="")
         self._configs = [
             AgentConfig(
@@ -147,6 +152,10 @@ class LocalCluster:
             for name in self.names
         ]
 
+    def _agent(self, config: AgentConfig) -> LocalAgent:
+        python = self._pythons.get(config.name, sys.executable)
+        return LocalAgent(config, self.folder / f"{config.name}.log", python)
+
     def store_path(self, name: str) -> Path:
         """Where a device's store lies."""
         return self.folder / name / "store"
@@ -159,7 +168,7 @@ class LocalCluster:
         """
         try:
             for config in self._configs:
-                self.agents.append(LocalAgent(config, self.folder / f"{config.name}.log"))
+                self.agents.append(self._agent(config))
             for agent in self.agents:
                 agent.wait_ready()
         except BaseException:

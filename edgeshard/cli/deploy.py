@@ -56,6 +56,8 @@ def deploy(
         f"{deployment.sent_bytes / 1e6:.1f} MB sent, {deployment.present_bytes / 1e6:.1f} MB were "
         "there already"
     )
+    if deployment.is_mixed:
+        typer.echo("mixed: stages differ in provider, target or ONNX Runtime version")
 
 
 class Narrator:

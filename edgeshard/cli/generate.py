@@ -83,6 +83,8 @@ def _timings(result: Result) -> str:
     if result.token_seconds:
         mean = sum(result.token_seconds) / len(result.token_seconds)
         text += f", then {mean * 1000:.1f} ms each ({1 / mean:.1f} tokens/s)"
+    if result.is_mixed:
+        text += "; mixed: stages differ in provider or ONNX Runtime version"
     return text
 
 
@@ -95,4 +97,5 @@ def _plain(result: Result) -> dict[str, object]:
         "first_token_seconds": result.first_token_seconds,
         "token_seconds": result.token_seconds,
         "compute_seconds": result.compute_seconds,
+        "is_mixed": result.is_mixed,
     }

@@ -60,7 +60,10 @@ def test_a_manifest_sets_no_path_and_no_other_option(
         provider_list(TENSORRT, bad, tmp_path)
 
 
-def test_a_shard_for_another_provider_is_refused_by_name() -> None:
+def test_a_shard_for_another_provider_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "onnxruntime.get_available_providers", lambda: ["OpenVINOExecutionProvider"]
+    )
     model = compiled("grouped")
     shard, _ = fuse(model.store, model.manifest, model.blob, 0, 2)
 
