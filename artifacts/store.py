@@ -29,6 +29,7 @@ from edgeshard.schemas import files
 from edgeshard.schemas.common import Blob, Schema
 from edgeshard.schemas.model import ModelManifest
 from edgeshard.schemas.shard import ShardManifest
+from edgeshard.system import open_plain, set_mode, sync_folder
 
 CHUNK_BYTES = 4 * 2**20
 STALE_SECONDS = 3600.0
@@ -95,10 +96,10 @@ class BlobWriter:
         with _disk_errors(self._path):
             self._file.flush()
             os.fsync(self._file.fileno())
-            os.fchmod(self._file.fileno(), 0o444)
+            set_mode(self._path, self._file.fileno(), 0o444)
             self._file.close()
             os.replace(self._path, self._store.path(blob))
-            _sync_folder(self._store.root / "blobs")
+            sync_folder(self._store.root / "blobs")
         return blob
 
     def abort(self) -> None:
@@ -191,7 +192,7 @@ class Store:
     def _open(self, blob: Blob) -> BinaryIO:
         path = self.path(blob)
         try:
-            handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
+            handle = open_plain(path)
         except OSError as error:
             if error.errno == errno.ELOOP:
                 raise ArtifactError(f"blob {path} is a link; blobs are plain files") from error
@@ -291,13 +292,3 @@ def _disk_errors(path: Path) -> Iterator[None]:
         raise ArtifactError(
             f"cannot write {path.parent}: {error.strerror}; nothing was kept, free space and retry"
         ) from error
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "nt":  # Windows cannot open a folder; its rename is journalled
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -127,7 +127,9 @@ def main() -> None:
         )
     checkpoint = arguments.checkpoint or default_checkpoint()
     rows = [measure(arguments.folder, checkpoint, arguments.provider, *kind) for kind in KINDS]
-    print(f"{arguments.provider}, ONNX Runtime {ort.__version__}, prompt {PROMPT}, {NEW} new tokens")
+    print(
+        f"{arguments.provider}, ONNX Runtime {ort.__version__}, prompt {PROMPT}, {NEW} new tokens"
+    )
     print("| weights | activations | relative | top-1 | prefill | decode | CPU prefill | decode |")
     print("|---|---|--:|--:|--:|--:|--:|--:|")
     for row in rows:

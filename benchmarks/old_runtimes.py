@@ -65,7 +65,11 @@ def environment(folder: Path, release: str) -> Path:
 def run(python: Path, graph: Path) -> list[float] | str:
     """Logits of a shard, or why there are none."""
     done = subprocess.run(
-        [str(python), "-c", RUN, str(graph)], capture_output=True, text=True, check=True, timeout=120
+        [str(python), "-c", RUN, str(graph)],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
     )
     found: list[float] | str = json.loads(done.stdout.splitlines()[-1])
     return found

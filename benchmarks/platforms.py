@@ -3,8 +3,8 @@
 python benchmarks/platforms.py
 
 Asks pip to resolve what `pyproject.toml` says a device needs, at the versions of `constraints.txt`,
-for each platform; nothing is installed. Needs the package index. It shows that wheels exist, not that
-anything runs there.
+for each platform; nothing is installed. Needs the package index. It shows that wheels exist, not
+that anything runs there.
 """
 
 from __future__ import annotations

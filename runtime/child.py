@@ -24,6 +24,7 @@ import msgspec
 
 from edgeshard.errors import EdgeShardError
 from edgeshard.runtime.control import error_of, kind_of
+from edgeshard.system import NEW_GROUP
 
 MAX_LINE_BYTES = 16 * 2**20
 T = TypeVar("T")
@@ -101,6 +102,7 @@ class Child:
             stdout=subprocess.PIPE,
             stderr=stderr,
             start_new_session=True,  # a terminal's Ctrl-C reaches the agent alone
+            creationflags=NEW_GROUP,
         )
         self._thread = threading.Thread(
             target=self._follow, args=(config,), name=f"child-{self.pid}", daemon=True

@@ -17,10 +17,10 @@ from pathlib import Path
 
 from edgeshard.errors import InputError
 from edgeshard.runtime.channel import KeyPair
+from edgeshard.system import HAS_MODES, current_user, open_plain, set_mode
 
 MAX_KEY_FILE_BYTES = 256
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_HAS_MODES = os.name == "posix"
 
 
 def make_keys(folder: Path, name: str) -> KeyPair:
@@ -61,7 +61,7 @@ def load_keys(path: Path) -> KeyPair:
     """
     _check_folder(path.parent)
     try:
-        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
+        handle = open_plain(path)
     except OSError as error:
         hint = "a link is not followed" if path.is_symlink() else "make it with `esc keys NAME`"
         raise InputError(f"cannot read key {path}: {error.strerror}; {hint}") from error
@@ -69,9 +69,9 @@ def load_keys(path: Path) -> KeyPair:
         found = os.fstat(file.fileno())
         if not stat.S_ISREG(found.st_mode):
             raise InputError(f"key {path} is not a plain file")
-        if _HAS_MODES and found.st_uid != os.geteuid():
-            raise InputError(f"key {path} belongs to user {found.st_uid}, not to {os.geteuid()}")
-        if _HAS_MODES and found.st_mode & 0o077:
+        if HAS_MODES and found.st_uid != current_user():
+            raise InputError(f"key {path} belongs to user {found.st_uid}, not to {current_user()}")
+        if HAS_MODES and found.st_mode & 0o077:
             raise InputError(
                 f"key {path} has mode {stat.S_IMODE(found.st_mode):04o}, at most 0600 is "
                 f"allowed: chmod 600 {path}"
@@ -84,13 +84,13 @@ def load_keys(path: Path) -> KeyPair:
 
 
 def _check_folder(folder: Path) -> None:
-    if not _HAS_MODES:
+    if not HAS_MODES:
         return
     try:
         found = folder.stat()
     except OSError as error:
         raise InputError(f"cannot read key folder {folder}: {error.strerror}") from error
-    if found.st_uid not in (os.geteuid(), 0):
+    if found.st_uid not in (current_user(), 0):
         raise InputError(f"key folder {folder} belongs to user {found.st_uid}, not to you")
     if found.st_mode & 0o077:
         raise InputError(
@@ -102,8 +102,8 @@ def _check_folder(folder: Path) -> None:
 def _write_new(path: Path, text: str, mode: int) -> None:
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     with os.fdopen(handle, "w", encoding="ascii") as file:
-        if _HAS_MODES:
-            os.fchmod(handle, mode)
+        if HAS_MODES:
+            set_mode(path, handle, mode)
         file.write(text + "\n")
         file.flush()
         os.fsync(handle)

@@ -8,7 +8,6 @@ Rule: leaving the block, in whatever way, leaves no process behind.
 from __future__ import annotations
 
 import contextlib
-import os
 import random
 import socket
 import sys
@@ -17,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
+import psutil
 
 from edgeshard.errors import DeviceError, EdgeShardError
 from edgeshard.runtime.agent import AgentConfig
@@ -70,8 +70,8 @@ class LocalAgent:
 
     def terminate(self) -> None:
         """SIGTERM: it drains, then ends."""
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, 15)
+        with contextlib.suppress(psutil.Error):
+            psutil.Process(self.pid).terminate()
 
     def wait_ended(self, seconds: float) -> bool:
         """Wait until it is gone."""

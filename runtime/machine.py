@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import hashlib
 import json
@@ -11,13 +10,13 @@ import platform
 import subprocess
 import sys
 from functools import cache
-from pathlib import Path
 
 import psutil
 
 from edgeshard.errors import DeviceError
 from edgeshard.schemas import files
 from edgeshard.schemas.cluster import Cluster
+from edgeshard.system import processor_flags, trim_memory, usable_cores
 
 _ASK = (
     "import json, onnxruntime as o; print(json.dumps([o.__version__, o.get_available_providers()]))"
@@ -28,9 +27,7 @@ ISA_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimd", 
 
 def physical_cores() -> int:
     """Physical cores that this process may use."""
-    usable = os.cpu_count() or 1
-    if hasattr(os, "sched_getaffinity"):
-        usable = len(os.sched_getaffinity(0))
+    usable = usable_cores()
     return max(1, min(usable, psutil.cpu_count(logical=False) or usable))
 
 
@@ -49,23 +46,14 @@ def resident_bytes(pid: int) -> int:
 
 def instruction_set() -> str:
     """Machine and the vector extensions that kernels are chosen by."""
-    flags: set[str] = set()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text("utf-8", "replace").splitlines():
-            if line.startswith(("flags", "Features")):
-                flags.update(line.split(":", 1)[1].split())
-                break
+    flags = processor_flags()
     return "+".join([platform.machine(), *(flag for flag in ISA_FLAGS if flag in flags)])
 
 
 def settled_bytes() -> int:
     """Resident memory after giving back what the allocator holds."""
     gc.collect()
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc only
-        if trim is not None:
-            trim(0)
+    trim_memory()
     return resident_bytes(os.getpid())
 
 

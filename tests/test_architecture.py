@@ -1,6 +1,6 @@
 """Who may import what.
 
-    edgeshard.errors ◄─ schemas ◄─ artifacts ◄─ compiler │ runtime ◄─ edgeshard, its commands
+    errors, system ◄─ schemas ◄─ artifacts ◄─ compiler │ runtime ◄─ edgeshard, its commands
                                ◄─ planner
 
 The compiler, the planner and the runtime never import each other: they meet in files and messages.
@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FREE = {"edgeshard.errors", *sys.stdlib_module_names}
+FREE = {"edgeshard.errors", "edgeshard.system", *sys.stdlib_module_names}
 ALLOWED = {
     "schemas": {"jsonschema", "msgspec"},
     "artifacts": {"edgeshard.schemas", "msgspec", "onnx"},
@@ -55,6 +55,18 @@ COMPILE_ONLY = {"accelerate", "gguf", "numba", "onnxscript", "optimum", "safeten
 COMPILE_ONLY.add("transformers")
 COMPILE_ONLY.add("edgeshard.compiler")
 MAY_COMPILE = {"edgeshard/quality.py", "edgeshard/verify.py", "edgeshard/cli/compile.py"}
+POSIX_MODULES = {"ctypes", "fcntl", "grp", "posix", "pty", "pwd", "resource", "syslog", "termios"}
+POSIX_NAMES = {
+    *("O_CLOEXEC", "O_DIRECT", "O_DIRECTORY", "O_NOFOLLOW", "O_SYNC", "SIGALRM", "SIGCHLD"),
+    *("SIGHUP", "SIGKILL", "SIGPIPE", "SIGQUIT", "SIGSTOP", "SIGUSR1", "SIGUSR2", "WNOHANG"),
+    *("alarm", "chown", "chroot", "epoll", "fchmod", "fchown", "fork", "forkpty", "getegid"),
+    *("geteuid", "getgid", "getloadavg", "getpgid", "getpriority", "getsid", "getuid", "killpg"),
+    *("kqueue", "lchown", "memfd_create", "mkfifo", "nice", "pidfd_open", "pipe2", "poll"),
+    *("posix_fadvise", "posix_fallocate", "posix_spawn", "pread", "preadv", "pwrite", "pwritev"),
+    *("sched_getaffinity", "sched_setaffinity", "sched_setscheduler", "sendfile", "setitimer"),
+    *("setpriority", "setsid", "setuid", "statvfs", "sync", "sysconf", "uname", "wait", "wait4"),
+}
+LINUX_FOLDERS = ("/proc/", "/sys/", "ipc://")
 FORBIDDEN_MODULES = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve"}
 FORBIDDEN_CALLS = {"eval", "exec"}
 
@@ -115,6 +127,27 @@ def test_what_a_package_may_import_it_does(package: str) -> None:
     found = {name for path in (ROOT / package).rglob("*.py") for name in imported(path)}
 
     assert ALLOWED[package] <= found
+
+
+def test_one_file_calls_what_posix_alone_has() -> None:
+    """Names that Python documents for Unix only, and the folders that Linux alone has."""
+    users = {_name(path) for path in _sources() if not _name(path).startswith("compiler/")}
+    users = {name for name in users if _posix_only(ROOT / name)}
+
+    assert users == {"edgeshard/system.py"}
+
+
+def _posix_only(path: Path) -> set[str]:
+    found = imported(path) & POSIX_MODULES
+    for node in _nodes(path):
+        match node:
+            case ast.Attribute(value=ast.Name(id="os" | "signal" | "select"), attr=name):
+                found |= {name} & POSIX_NAMES
+            case ast.Call(func=ast.Name("getattr" | "hasattr"), args=[_, ast.Constant(name), *_]):
+                found |= {str(name)} & POSIX_NAMES
+            case ast.Constant(value=str(text)) if text.startswith(LINUX_FOLDERS):
+                found.add(text)
+    return found
 
 
 def test_errors_import_nothing() -> None:

@@ -39,7 +39,7 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
 
 def test_every_example_has_a_test() -> None:
     names = {path.stem for path in EXAMPLES.glob("*.py")}
-    assert names == {"generate", "generate_async", "plain_onnxruntime"}
+    assert names == {"generate", "generate_async", "plain_onnxruntime", "plain_shard"}
 
 
 def test_generate_has_ten_lines_of_code() -> None:
@@ -70,8 +70,9 @@ def test_generate_async_gives_every_prompt_its_own_answer(
     assert capsys.readouterr().out.startswith("one\n")
 
 
-def test_plain_onnxruntime_imports_nothing_of_ours() -> None:
-    lines = (EXAMPLES / "plain_onnxruntime.py").read_text("utf-8").splitlines()
+@pytest.mark.parametrize("name", ["plain_onnxruntime", "plain_shard"])
+def test_plain_examples_import_nothing_of_ours(name: str) -> None:
+    lines = (EXAMPLES / f"{name}.py").read_text("utf-8").splitlines()
     imports = [line for line in lines if line.startswith(("import ", "from "))]
     assert imports
     assert not [line for line in imports if "edgeshard" in line]
@@ -95,3 +96,21 @@ def test_plain_onnxruntime_runs_every_kind_of_unit(precision: Precision, target:
         assert np.isfinite(outputs[name]).all()
         if unit == "block.0":
             assert np.abs(outputs["block.0.present_key"]).sum() > 0
+
+
+@pytest.mark.parametrize(
+    ("precision", "target"),
+    [("fp32", "ort"), ("int4", "ort"), ("fp16", "portable"), ("int8", "tensorrt")],
+)
+def test_a_shard_in_plain_onnxruntime_gives_our_tokens(
+    precision: Precision, target: Target, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from edgeshard.artifacts.fuse import fuse
+    from support.tiny_llama import compiled  # torch: only where it is needed
+
+    model = compiled("grouped", precision, target)
+    shard, _ = fuse(model.store, model.manifest, model.blob, 0, len(model.manifest.units))
+    prompt = [11, 5, 64, 127, 1]
+    found = example("plain_shard").decode(str(model.store.path(shard.graph)), 8, prompt)
+    with model.chain() as chain:
+        assert found == chain.greedy(prompt, 8)

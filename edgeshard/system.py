@@ -1,0 +1,72 @@
+"""What differs between operating systems: the only file with calls that POSIX alone has.
+
+Each function says what it does where the system lacks the call. Run on Linux; written for macOS and
+Windows, where nobody has run it (docs/targets.md).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+HAS_MODES = os.name == "posix"
+# A terminal's Ctrl-C is to reach the agent alone: Windows says so by a flag, POSIX by a session.
+NEW_GROUP: int = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)
+_PLAIN = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+
+
+def open_plain(path: Path) -> int:
+    """Open a file for reading bytes and return its handle; where possible, no link is followed."""
+    return os.open(path, _PLAIN)
+
+
+def set_mode(path: Path, handle: int, mode: int) -> None:
+    """Set the mode of an open file; where handles have none, of its path."""
+    if hasattr(os, "fchmod"):
+        os.fchmod(handle, mode)
+    else:
+        os.chmod(path, mode)
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's entries; Windows cannot open a folder, and journals its renames."""
+    if os.name == "nt":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def current_user() -> int:
+    """Number of the user that we act as; call it only where `HAS_MODES`."""
+    return os.geteuid()
+
+
+def usable_cores() -> int:
+    """Logical cores that this process may use; all of them where that cannot be limited."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def processor_flags() -> frozenset[str]:
+    """Instruction set extensions as Linux names them; empty elsewhere."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text("utf-8", "replace").splitlines():
+            if line.startswith(("flags", "Features")):
+                return frozenset(line.split(":", 1)[1].split())
+    return frozenset()
+
+
+def trim_memory() -> None:
+    """Give back what the allocator holds and nobody uses; nothing where it is not glibc's."""
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
