@@ -67,7 +67,8 @@ def logits(session: ShardSession, tokens: NDArray[np.int64]) -> NDArray[np.float
     """Logits at every position of the prompt, and of a decode step behind it."""
     first = session.run(0, np.zeros(1, np.int64), tokens[:, :-1], every_position=True).copy()
     last = session.run(0, np.full(1, tokens.shape[1] - 1), tokens[:, -1:], every_position=True)
-    return np.concatenate([first, last], axis=1)[0]
+    both: NDArray[np.float32] = np.concatenate([first, last], axis=1)[0]
+    return both
 
 
 def rates(session: ShardSession, tokens: NDArray[np.int64]) -> tuple[float, float]:

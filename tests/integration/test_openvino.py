@@ -23,6 +23,7 @@ from edgeshard.runtime.client import Client
 from edgeshard.runtime.deploy import Deployment, deploy
 from edgeshard.runtime.local import LocalCluster
 from edgeshard.runtime.profile_cluster import profile_cluster
+from edgeshard.schemas.common import Precision
 from edgeshard.schemas.profile import DeviceProfile
 from edgeshard.schemas.targets import CPU
 from support.runtime_chain import plan_of
@@ -96,10 +97,10 @@ def deployment(
     )
 
 
-@pytest.mark.parametrize("target", ["fp32", "fp16", "int8", "int4"])
-def test_portable_shards_run_within_the_tolerance(target: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8", "int4"])
+def test_portable_shards_run_within_the_tolerance(precision: Precision, tmp_path: Path) -> None:
     """Also with 16-bit floats and blocks, whose rounding is compared with that of our CPU."""
-    made = compiled("grouped", target, "portable")  # type: ignore[arg-type]  # from a table
+    made = compiled("grouped", precision, "portable")
     _, blob = fuse(made.store, made.manifest, made.blob, 0, len(made.manifest.units))
     (tmp_path / "shard.json").write_bytes(msgspec.json.encode(blob))
     tokens = np.arange(3, 40)[None]
@@ -116,7 +117,7 @@ def test_portable_shards_run_within_the_tolerance(target: str, tmp_path: Path) -
     with made.chain() as chain:
         expected = chain.step(0, tokens[0].tolist(), every_position=True)
     error = np.abs(np.load(files[2]) - expected).max() / expected.std()
-    assert error < (1e-2 if target == "fp16" else TOLERANCE)
+    assert error < (1e-2 if precision == "fp16" else TOLERANCE)
 
 
 def test_an_agent_of_another_build_is_profiled_like_any(
