@@ -2,7 +2,7 @@
 
 python benchmarks/old_runtimes.py --folder .demo/old-runtimes
 
-Makes an environment for each release, compiles a tiny model for every kind, runs its shard there in
+Makes an environment for each release, compiles a model for every kind, runs its shard there in
 plain ONNX Runtime and compares the logits with those of the release installed here.
 """
 
@@ -17,6 +17,7 @@ from pathlib import Path
 from edgeshard.artifacts.fuse import fuse
 from edgeshard.artifacts.store import Store
 from edgeshard.compiler.compile import compile_model
+from edgeshard.local_run import default_checkpoint
 from edgeshard.schemas.common import Precision, Target
 
 RELEASES = ("1.15.1", "1.17.3", "1.18.1", "1.19.2", "1.20.1", "1.22.1")
@@ -87,14 +88,15 @@ def main() -> None:
     """Print a table of kinds and releases."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--folder", type=Path, required=True)
-    parser.add_argument("--checkpoint", type=Path, required=True, help="A small one.")
+    parser.add_argument("--checkpoint", type=Path, default=None, help="A small one.")
     arguments = parser.parse_args()
+    checkpoint = arguments.checkpoint or default_checkpoint()
     pythons = [environment(arguments.folder, release) for release in RELEASES]
     store = Store(arguments.folder / "store")
     print("| weights | target | recorded | " + " | ".join(RELEASES) + " |")
     print("|---|---|---" + "|---" * len(RELEASES) + "|")
     for precision, target in KINDS:
-        made = compile_model(arguments.checkpoint, store, precision=precision, target=target)
+        made = compile_model(checkpoint, store, precision=precision, target=target)
         shard, _ = fuse(store, made.manifest, made.blob, 0, len(made.manifest.units))
         graph = store.path(shard.graph)
         expected = run(Path(sys.executable), graph)
