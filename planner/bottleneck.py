@@ -106,12 +106,13 @@ class _Thresholds:
                 high = middle
 
     def _ask(self, place: int) -> bool:
-        if place in self._asked:
+        if place >= self.high or place in self._asked:
             return place >= self.high
         self._asked.add(place)
         answer = any_chain(self._table.within(float(self.values[place])), self._effort)
         if answer.chain is not None and place < self.high:
-            self.chain, self.high = answer.chain, place
+            slowest = self._table.slowest(answer.chain)
+            self.chain, self.high = answer.chain, int(np.searchsorted(self.values, slowest))
         elif answer.is_certain and answer.chain is None:
             self.low = max(self.low, place + 1)
         return answer.chain is not None
@@ -160,11 +161,12 @@ def any_chain(table: DeviceTable, effort: Effort) -> Answer:
 def _costless(table: DeviceTable) -> DeviceTable:
     """What is allowed costs 0, and classes that allow the same become one."""
     stage = np.where(np.isfinite(table.stage), 0.0, np.inf)
-    rows = stage.reshape(len(stage), -1)
-    _, first, inverse = np.unique(rows, axis=0, return_index=True, return_inverse=True)
+    kinds: dict[bytes, int] = {}
+    kind_of = np.array([kinds.setdefault(one.tobytes(), len(kinds)) for one in stage], np.intp)
+    first = [int(np.argmax(kind_of == kind)) for kind in range(len(kinds))]
     return DeviceTable(
         stage=stage[first],
-        class_of=inverse.ravel()[table.class_of],
+        class_of=kind_of[table.class_of],
         hop=np.where(np.isfinite(table.hop), 0.0, np.inf),
         busy=table.busy,
         way_back=np.where(np.isfinite(table.way_back), 0.0, np.inf),

@@ -38,6 +38,7 @@ class ChainProblem:
         hop: `[G from, G to]`; on the diagonal, between two devices of the group.
         way_back: `[G]`, from the last stage to the source.
         source: the group of the first stage.
+        most_stages: longer chains do not count.
     """
 
     stage: Costs
@@ -46,6 +47,7 @@ class ChainProblem:
     hop: Costs
     way_back: Costs
     source: int
+    most_stages: int = 1 << 30
 
     @property
     def num_groups(self) -> int:
@@ -66,7 +68,9 @@ def chain_cost(problem: ChainProblem, chain: Sequence[Link]) -> float:
 
 
 def is_within(problem: ChainProblem, chain: Sequence[Link]) -> bool:
-    """Whether no group hosts more stages than it has devices."""
+    """Whether no group hosts more stages than it has devices, and they are not too many."""
+    if len(chain) > problem.most_stages:
+        return False
     return bool((visits(problem, chain) <= problem.count).all())
 
 

@@ -24,7 +24,7 @@ from edgeshard.planner.units import (
     shared_blobs,
     unmeasured,
 )
-from edgeshard.schemas.common import Precision
+from edgeshard.schemas.common import Activation, Precision
 from edgeshard.schemas.model import ModelManifest
 from edgeshard.schemas.plan import LeftOut
 from edgeshard.schemas.profile import DeviceProfile, Profile
@@ -33,8 +33,10 @@ Seconds = npt.NDArray[np.float64]
 
 HEADER_BYTES = 200
 """About what a frame carries beside its tensor."""
-ACTIVATION_BYTES = 4
-"""Bytes of one fp32 value of a hidden state."""
+VALUE_BYTES: dict[Activation, int] = {"fp32": 4, "fp16": 2, "int8": 1}
+"""Bytes of one value of a hidden state."""
+SCALE_BYTES = 4
+"""What an int8 hidden state carries beside its values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +86,21 @@ class CostTable:
     prefill_hop_seconds: Seconds
     return_seconds: Seconds
     left_out: tuple[LeftOut, ...]
+
+    def mean(self, decode: Seconds, prefill: Seconds) -> Seconds:
+        """What counts for a token of the answer, of times of a decode step and of the prompt."""
+        decode_share, prefill_share = self.workload.shares
+        if not prefill_share:
+            return decode
+        return decode_share * decode + prefill_share * prefill
+
+    @property
+    def busy_seconds(self) -> Seconds:
+        """`[from, to]`, how long a token of the answer keeps a link busy."""
+        known = np.isfinite(self.hop_seconds)
+        latency = np.zeros(known.shape)
+        np.subtract(self.hop_seconds, self.hop_busy_seconds, out=latency, where=known)
+        return self.mean(self.hop_busy_seconds, self.prefill_hop_seconds - latency)
 
     @property
     def num_units(self) -> int:
@@ -135,8 +152,8 @@ def build_costs(
         reason = next(left.reason for left in left_out if left.device == source)
         raise PlanError(f"source {source}: {reason}")
     place = places.index(source)
-    frame_bytes = model.hidden_size * ACTIVATION_BYTES
-    decode_bytes = frame_bytes + HEADER_BYTES
+    frame_bytes = _frame_bytes(model.hidden_size, workload.activation)
+    decode_bytes = frame_bytes * workload.batch + HEADER_BYTES
     prefill_bytes = frame_bytes * workload.prompt_tokens + HEADER_BYTES
     latency, rate = (table[np.ix_(usable, usable)] for table in (latency, rate))
     busy = np.where(np.isfinite(latency), decode_bytes / rate, np.inf)
@@ -157,6 +174,12 @@ def build_costs(
         return_seconds=way_back,
         left_out=tuple(left_out),
     )
+
+
+def _frame_bytes(hidden_size: int, activation: Activation) -> int:
+    """Bytes of the hidden state of one position."""
+    scale_bytes = SCALE_BYTES if activation == "int8" else 0
+    return hidden_size * VALUE_BYTES[activation] + scale_bytes
 
 
 def _links(profile: Profile) -> tuple[Seconds, Seconds]:

@@ -66,7 +66,7 @@ def search(
     best: tuple[int, int] | None = None
     dropped = np.inf
     level = _first_level(problem)
-    while len(level.last):
+    while len(level.last) and len(levels) < problem.most_stages:
         levels.append(level)
         totals = level.row[:, -1] + problem.way_back[level.last]
         state = int(totals.argmin())

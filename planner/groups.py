@@ -6,7 +6,8 @@ every other device, and the links between the two. That is an equivalence: group
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -36,6 +37,19 @@ class DeviceTable:
             stage=np.where(self.stage <= limit, self.stage, np.inf),
             hop=np.where(self.busy <= limit, self.hop, np.inf),
         )
+
+    def total(self, chain: Sequence[Link]) -> float:
+        """The sum of a chain's stages, hops and way back."""
+        stages = sum(float(self.stage[self.class_of[d], i, j]) for d, i, j in chain)
+        pairs = itertools.pairwise(chain)
+        hops = sum(float(self.hop[a, b]) for (a, _, _), (b, _, _) in pairs)
+        return stages + hops + float(self.way_back[chain[-1][0]])
+
+    def slowest(self, chain: Sequence[Link]) -> float:
+        """The largest of a chain's stages and links."""
+        stages = [float(self.stage[self.class_of[d], i, j]) for d, i, j in chain]
+        pairs = itertools.pairwise(chain)
+        return max(stages + [float(self.busy[a, b]) for (a, _, _), (b, _, _) in pairs])
 
 
 def group(table: DeviceTable) -> tuple[ChainProblem, tuple[tuple[int, ...], ...]]:

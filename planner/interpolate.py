@@ -20,20 +20,31 @@ from edgeshard.schemas.profile import DecodePoint, PrefillPoint
 Point = tuple[int, float]
 
 
-def decode_seconds(points: Iterable[DecodePoint], context: int) -> float | None:
-    """Seconds of one new token of one sequence that holds `context` positions.
+def decode_seconds(points: Iterable[DecodePoint], context: int, batch: int = 1) -> float | None:
+    """Seconds of one new token for each of `batch` sequences that hold `context` positions.
+
+    Larger batches are measured at one context; they take as much longer at every other one.
 
     Args:
-        points: what was measured; only those of batch 1 count.
+        points: what was measured.
         context: positions held before the token.
+        batch: sequences of a step.
 
     Returns:
-        The time, or None where no point of batch 1 was measured.
+        The time, or None where no point of batch 1 was measured, or none of a larger one is needed.
     """
-    line = _line((point.context, point.time.median_seconds) for point in points if point.batch == 1)
+    known = tuple(points)
+    line = _line((point.context, point.time.median_seconds) for point in known if point.batch == 1)
     if not line:
         return None
-    return line[0][1] if context <= line[0][0] else _along(line, context)
+    alone = line[0][1] if context <= line[0][0] else _along(line, context)
+    if batch == 1:
+        return alone
+    first = line[0][0]
+    by_batch = _line((p.batch, p.time.median_seconds) for p in known if p.context == first)
+    if len(by_batch) == 1 or not by_batch[0][1]:
+        return None
+    return alone * _along(by_batch, batch) / by_batch[0][1]
 
 
 def prefill_seconds(points: Iterable[PrefillPoint], num_tokens: int) -> float | None:

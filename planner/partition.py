@@ -47,6 +47,7 @@ class Partition:
 
     Attributes:
         seconds: the objective: time of a token, or of its slowest stage or link.
+        token_seconds: time of a token, whatever the objective.
         bound_seconds: no partition is better than this; equal to `seconds` where none is better.
         seconds_with: per device, no partition that uses it is better than this; infinity where
             there is none.
@@ -54,17 +55,26 @@ class Partition:
 
     spans: tuple[Span, ...]
     seconds: float
+    token_seconds: float
     bound_seconds: float
     seconds_with: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Hosts:
+class Hosts:
     """The devices that can host a unit, by their indices, and what stages and links cost there."""
 
     devices: tuple[int, ...]
     table: DeviceTable
     provider: npt.NDArray[np.intp]
+
+    def spans(self, chain: tuple[Link, ...]) -> tuple[Span, ...]:
+        """The spans that a chain over the hosts is."""
+        kinds = self.table.class_of
+        return tuple(
+            Span(self.devices[host], int(self.provider[kinds[host], i, j]), i, j)
+            for host, i, j in chain
+        )
 
     def partition(
         self, costs: CostTable, chain: tuple[Link, ...], seconds: float, bound: float, each: Costs
@@ -72,13 +82,10 @@ class _Hosts:
         """The partition that a chain over the hosts is."""
         seconds_with = np.full(len(costs.devices), math.inf)
         seconds_with[list(self.devices)] = np.maximum(each, bound)
-        kinds = self.table.class_of
         return Partition(
-            spans=tuple(
-                Span(self.devices[host], int(self.provider[kinds[host], i, j]), i, j)
-                for host, i, j in chain
-            ),
+            spans=self.spans(chain),
             seconds=seconds,
+            token_seconds=costs.entry_seconds + self.table.total(chain),
             bound_seconds=bound,
             seconds_with=tuple(seconds_with.tolist()),
         )
@@ -97,12 +104,12 @@ def best_partition(
     Raises:
         PlanError: nothing fits in memory.
     """
-    hosts = _hosts(costs)
+    hosts = hosts_of(costs)
     solve = _best_latency if objective == "latency" else _best_throughput
     return solve(costs, hosts, effort or Effort())
 
 
-def _best_latency(costs: CostTable, hosts: _Hosts, effort: Effort) -> Partition:
+def _best_latency(costs: CostTable, hosts: Hosts, effort: Effort) -> Partition:
     problem, members = group(hosts.table)
     best = cheapest_chain(problem, effort)
     if best.chain is None and math.isfinite(best.bound):
@@ -121,7 +128,7 @@ def _best_latency(costs: CostTable, hosts: _Hosts, effort: Effort) -> Partition:
     return hosts.partition(costs, chain, entry + best.cost, entry + best.bound, entry + each)
 
 
-def _best_throughput(costs: CostTable, hosts: _Hosts, effort: Effort) -> Partition:
+def _best_throughput(costs: CostTable, hosts: Hosts, effort: Effort) -> Partition:
     best = smallest_bottleneck(hosts.table, effort)
     if best.chain is None and math.isfinite(best.bound):
         raise _undecided(hosts)
@@ -149,7 +156,7 @@ def _least_bottlenecks(table: DeviceTable) -> Costs:
     return bottleneck
 
 
-def _hosts(costs: CostTable) -> _Hosts:
+def hosts_of(costs: CostTable) -> Hosts:
     """Stages of equal devices are computed once; who can host nothing is left out."""
     kinds: dict[tuple[DeviceCosts, bool], int] = {}
     kind_of = [
@@ -166,12 +173,12 @@ def _hosts(costs: CostTable) -> _Hosts:
     table = DeviceTable(
         stage=np.stack(stages),
         class_of=np.array([kind_of[device] for device in devices], np.intp),
-        hop=costs.hop_seconds[pairs],
-        busy=costs.hop_busy_seconds[pairs],
+        hop=costs.mean(costs.hop_seconds, costs.prefill_hop_seconds)[pairs],
+        busy=costs.busy_seconds[pairs],
         way_back=costs.return_seconds[devices],
         source=devices.index(costs.source),
     )
-    return _Hosts(tuple(devices), table, np.stack(providers))
+    return Hosts(tuple(devices), table, np.stack(providers))
 
 
 def _kind(device: DeviceCosts) -> DeviceCosts:
@@ -190,7 +197,7 @@ def _stages(costs: CostTable, device: int) -> tuple[Costs, npt.NDArray[np.intp]]
         [
             np.where(
                 allowed & (missing_table(costs, device, index) == 0),
-                _compute_seconds(place, index),
+                _compute_seconds(costs, place, index),
                 np.inf,
             )
             for index in range(len(place.providers))
@@ -200,15 +207,16 @@ def _stages(costs: CostTable, device: int) -> tuple[Costs, npt.NDArray[np.intp]]
     return by_provider.min(axis=0), fastest
 
 
-def _compute_seconds(place: DeviceCosts, provider: int) -> Costs:
-    """Decode seconds of every interval; those of an unmeasured first unit are never allowed."""
-    seconds = np.array(place.providers[provider].decode_seconds)
+def _compute_seconds(costs: CostTable, place: DeviceCosts, provider: int) -> Costs:
+    """Seconds of every interval; those of an unmeasured first unit are never allowed."""
+    units = place.providers[provider]
+    seconds = costs.mean(np.array(units.decode_seconds), np.array(units.prefill_seconds))
     sums = np.concatenate([np.zeros(1), np.cumsum(np.where(np.isfinite(seconds), seconds, 0.0))])
     differences: Costs = sums[None, :] - sums[:, None]
     return place.step_overhead_seconds + differences
 
 
-def _undecided(hosts: _Hosts) -> PlanError:
+def _undecided(hosts: Hosts) -> PlanError:
     return PlanError(
         f"no plan over {len(hosts.devices)} devices was found, nor a proof that there is none; "
         "memory is tight: try a smaller context, fewer slots or int4 weights, or add devices"

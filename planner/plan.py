@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator
 
 from edgeshard.errors import InputError, PlanError
 from edgeshard.planner.alternatives import one_device
@@ -20,7 +21,7 @@ from edgeshard.planner.left_out import why_left_out
 from edgeshard.planner.memory import stage_memory
 from edgeshard.planner.partition import Span, best_partition
 from edgeshard.planner.units import Workload
-from edgeshard.schemas.common import Objective
+from edgeshard.schemas.common import Activation, Objective
 from edgeshard.schemas.model import ModelManifest
 from edgeshard.schemas.plan import Certificate, LeftOut, Plan, Stage
 from edgeshard.schemas.profile import Profile
@@ -40,6 +41,9 @@ def make_plan(
     prompt_tokens: int = 128,
     decode_context: int | None = None,
     method: Method | None = None,
+    new_tokens: int = 0,
+    batch: int = 1,
+    activation: Activation = "fp32",
 ) -> Plan:
     """Plan a model over the devices of a profile.
 
@@ -55,27 +59,39 @@ def make_plan(
         decode_context: positions held at the decode step that is predicted; None: the middle of an
             answer of 128 tokens, `prompt_tokens + 64`, or the context where that is less.
         method: the baseline to plan by; None: the best chain.
+        new_tokens: length of the answer; the objective is then the mean over the request's tokens,
+            its prefill among them. 0: what one decode step takes.
+        batch: sequences that a decode step takes together.
+        activation: how hidden states travel between stages.
 
     Raises:
         InputError: an argument is out of range, or the profile is not usable.
         PlanError: nothing fits, or the source was not measured.
     """
     if decode_context is None:
-        decode_context = min(prompt_tokens + NEW_TOKENS // 2, context)
+        decode_context = min(prompt_tokens + (new_tokens or NEW_TOKENS) // 2, context)
     _check("context", context, 1, model.max_context, f"the context of {model.name}")
     _check("slots", slots, 1, None, "")
     _check("prompt tokens", prompt_tokens, 1, context, "the planned context")
     _check("decode context", decode_context, 0, context, "the planned context")
-    workload = Workload(context, slots, prompt_tokens, decode_context)
+    _check("new tokens", new_tokens, 0, context - prompt_tokens, "what the prompt leaves")
+    _check("batch", batch, 1, slots, "the slots")
+    workload = Workload(
+        context, slots, prompt_tokens, decode_context, new_tokens, batch, activation
+    )
+    for place in _misfits(model, profile):
+        raise InputError(f"the profile contradicts {model.name}: {place}; run `esc profile` again")
     costs = build_costs(model, profile, source, workload)
     spans, left_out, certificate = _choose(costs, objective, method)
     stages = _stages(costs, spans)
     way_in = costs.entry_seconds
     token_seconds = way_in + sum(stage.decode_seconds + stage.hop_seconds for stage in stages)
+    first_token_seconds = way_in + _prefill_seconds(costs, spans, stages)
     busiest_seconds, busiest = _busiest(costs, spans, stages)
     if not busiest_seconds > 0:
         raise InputError("the profile says that every stage takes 0 s; run `esc profile` again")
-    full_slots = math.ceil(token_seconds / busiest_seconds - 1e-9)
+    mean_seconds = _mean_seconds(token_seconds, first_token_seconds, workload)
+    full_slots = batch * math.ceil(mean_seconds / busiest_seconds - 1e-9)
     if slots < full_slots:
         busiest += f"; {full_slots} slots would fill the chain"
     return Plan(
@@ -87,13 +103,45 @@ def make_plan(
         prompt_tokens=prompt_tokens,
         stages=stages,
         token_seconds=token_seconds,
-        first_token_seconds=way_in + _prefill_seconds(costs, spans, stages),
-        tokens_per_second=min(slots / token_seconds, 1 / busiest_seconds),
+        first_token_seconds=first_token_seconds,
+        tokens_per_second=min(slots / mean_seconds, batch / busiest_seconds),
         bottleneck=busiest,
         one_device=one_device(costs),
         left_out=left_out,
         certificate=certificate,
+        new_tokens=new_tokens,
+        batch=batch,
+        activation=activation,
+        unsupported=_unsupported(workload),
     )
+
+
+def costs_of(profile: Profile, plan: Plan, model: ModelManifest) -> CostTable:
+    """The cost table that a plan of `make_plan` was made from, its decode context the default."""
+    decode_context = min(plan.prompt_tokens + (plan.new_tokens or NEW_TOKENS) // 2, plan.context)
+    workload = Workload(
+        plan.context,
+        plan.slots,
+        plan.prompt_tokens,
+        decode_context,
+        plan.new_tokens,
+        plan.batch,
+        plan.activation,
+    )
+    return build_costs(model, profile, plan.source, workload)
+
+
+def _misfits(model: ModelManifest, profile: Profile) -> Iterator[str]:
+    """Units that were measured as something that the manifest says they are not."""
+    kinds = {unit.structure: unit.kind for unit in model.units}
+    for device in profile.devices:
+        for unit in device.units:
+            kind = kinds.get(unit.structure, unit.kind)
+            if kind != unit.kind:
+                yield (
+                    f"{device.name} measured structure {unit.structure[:19]} as {unit.kind}, "
+                    f"the manifest has it as {kind}"
+                )
 
 
 def _choose(
@@ -117,6 +165,17 @@ def _choose(
     reason = f"{method} does not use it"
     left_out = costs.left_out + tuple(LeftOut(device=name, reason=reason) for name in unused)
     return spans, left_out, None
+
+
+def _mean_seconds(token_seconds: float, first_token_seconds: float, workload: Workload) -> float:
+    """Per token of the answer, where the answer's length is known; else that of a decode step."""
+    decode_share, prefill_share = workload.shares
+    return decode_share * token_seconds + prefill_share * first_token_seconds
+
+
+def _unsupported(workload: Workload) -> tuple[str, ...]:
+    """What the runtime cannot do yet, by name."""
+    return () if workload.activation == "fp32" else (f"{workload.activation} activations",)
 
 
 def _check(what: str, value: int, least: int, most: int | None, limit: str) -> None:
@@ -172,13 +231,18 @@ def _busiest(
     costs: CostTable, spans: tuple[Span, ...], stages: tuple[Stage, ...]
 ) -> tuple[float, str]:
     """Seconds of the slowest stage or link for one token, and its name."""
+    decode_share, prefill_share = costs.workload.shares
     found = [
-        (stage.decode_seconds, f"stage {index} on {stage.device}")
+        (
+            decode_share * stage.decode_seconds + prefill_share * stage.prefill_seconds,
+            f"stage {index} on {stage.device}",
+        )
         for index, stage in enumerate(stages)
     ]
+    busy = costs.busy_seconds
     found += [
         (
-            float(costs.hop_busy_seconds[left.device, right.device]),
+            float(busy[left.device, right.device]),
             f"link {costs.devices[left.device].name} -> {costs.devices[right.device].name}",
         )
         for left, right in itertools.pairwise(spans)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from functools import cache
 
 import numpy as np
 
@@ -35,6 +36,7 @@ def polish(problem: ChainProblem, chain: tuple[Link, ...]) -> tuple[Link, ...]:
     return chain
 
 
+@cache
 def _orders(num_places: int) -> Indices:
     """Every swap, reversal and move of places behind the source, axes `[M, K]`."""
     orders = {tuple(range(num_places))}

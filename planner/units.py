@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from edgeshard.errors import InputError
 from edgeshard.planner import interpolate
+from edgeshard.schemas.common import Activation
 from edgeshard.schemas.model import ModelManifest
 from edgeshard.schemas.profile import DeviceProfile, UnitProfile
 from edgeshard.schemas.targets import view_for
@@ -25,12 +26,25 @@ class Workload:
         slots: sequences that a stage has room for.
         prompt_tokens: length of the prompt.
         decode_context: positions held at the decode step that is predicted.
+        new_tokens: length of the answer; 0: only what one decode step takes counts.
+        batch: sequences that one decode step takes together.
+        activation: how hidden states travel.
     """
 
     context: int
     slots: int
     prompt_tokens: int
     decode_context: int
+    new_tokens: int = 0
+    batch: int = 1
+    activation: Activation = "fp32"
+
+    @property
+    def shares(self) -> tuple[float, float]:
+        """What decode and prefill count for a token of the answer; its first one is a prefill."""
+        if not self.new_tokens:
+            return 1.0, 0.0
+        return (self.new_tokens - 1) / self.new_tokens, 1 / self.new_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +165,7 @@ def _unit_costs(
 
 
 def _unit_cost(unit: UnitProfile, workload: Workload) -> tuple[float, float, int]:
-    decode = interpolate.decode_seconds(unit.decode, workload.decode_context)
+    decode = interpolate.decode_seconds(unit.decode, workload.decode_context, workload.batch)
     prefill = interpolate.prefill_seconds(unit.prefill, workload.prompt_tokens)
     return (
         math.inf if decode is None else decode,

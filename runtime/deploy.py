@@ -131,6 +131,11 @@ def num_groups(plan: Plan) -> int:
 
 
 def _check(plan: Plan, model: Blob, cluster: Cluster) -> None:
+    if plan.unsupported:
+        raise InputError(
+            f"the plan asks for {' and '.join(plan.unsupported)}, which no stage can do yet; "
+            "plan again without"
+        )
     if plan.model != model.digest:
         raise InputError(f"the plan is for model {plan.model}, the store's is {model.digest}")
     if plan.source != cluster.source:

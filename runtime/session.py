@@ -154,10 +154,10 @@ class ShardSession:
                 f"context {context} is not the {shard.kv.context} that the shard was compiled for; "
                 f"plan with --context {shard.kv.context}, or compile with --context {context}"
             )
-        check_target(shard.target, shard.activations, provider)
         available = ort.get_available_providers()
         if provider not in available:
             raise DeviceError(f"no {provider} on this device; it has {', '.join(available)}")
+        check_target(shard.target, shard.activations, provider)
         store.verify([shard.graph, *shard.weights])
         path = store.path(shard.graph)
         graph = read_graph(path)

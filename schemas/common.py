@@ -5,9 +5,9 @@ Each type carries its limits, so that the JSON Schema made from it refuses what 
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, structs
 
 Name = Annotated[
     str,
@@ -27,6 +27,7 @@ Target = Literal["ort", "portable", "tensorrt"]
 FloatType = Literal["float32", "float16", "bfloat16"]
 Precision = Literal["stored", "fp32", "fp16", "bf16", "int8", "int4"]
 Objective = Literal["latency", "throughput"]
+Activation = Literal["fp32", "fp16", "int8"]
 UnitKind = Literal["embedding", "block", "head"]
 
 FLOAT_BYTES: dict[FloatType, int] = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -34,6 +35,14 @@ FLOAT_BYTES: dict[FloatType, int] = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 class Schema(Struct, frozen=True, kw_only=True):
     """Base of everything that is read from or written to a file. Unknown fields are ignored."""
+
+
+T = TypeVar("T", bound=Schema)
+
+
+def changed(value: T, **fields: object) -> T:
+    """The same value with other fields."""
+    return structs.replace(value, **fields)
 
 
 class Blob(Schema, frozen=True, kw_only=True):

@@ -9,7 +9,16 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from edgeshard.schemas.common import Count, Digest, Name, Objective, Positive, Schema, Seconds
+from edgeshard.schemas.common import (
+    Activation,
+    Count,
+    Digest,
+    Name,
+    Objective,
+    Positive,
+    Schema,
+    Seconds,
+)
 
 
 class MemoryUse(Schema, frozen=True, kw_only=True):
@@ -104,6 +113,10 @@ class Plan(Schema, frozen=True, kw_only=True):
         tokens_per_second: predicted rate with enough requests in flight.
         bottleneck: the slowest stage or link, in words.
         certificate: proof of the objective; None in files of before there was one.
+        new_tokens: answer length that the objective weighs prefill by; 0: decode steps alone count.
+        batch: sequences that a decode step takes together.
+        activation: how hidden states travel between stages.
+        unsupported: what this plan asks for that the runtime cannot do; it is not deployed then.
         one_device: what one device alone would do, memory aside; best first.
     """
 
@@ -122,3 +135,12 @@ class Plan(Schema, frozen=True, kw_only=True):
     one_device: tuple[Alternative, ...]
     left_out: tuple[LeftOut, ...]
     certificate: Certificate | None = None
+    new_tokens: Count = 0
+    batch: Positive = 1
+    activation: Activation = "fp32"
+    unsupported: tuple[str, ...] = ()
+
+    @property
+    def request_seconds(self) -> float:
+        """Predicted time of a request from its prompt to its last token; 1 token at least."""
+        return self.first_token_seconds + max(0, self.new_tokens - 1) * self.token_seconds

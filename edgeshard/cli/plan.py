@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast, get_args
 
 import typer
 
 from edgeshard.errors import InputError
-from edgeshard.schemas.common import Blob, Objective
+from edgeshard.schemas.common import Activation, Blob, Objective
 
 TYPICAL_PROMPT = 128
 
@@ -31,9 +32,37 @@ def plan(
         int | None,
         typer.Option(min=1, help="Prompt length to expect; 128, or half of a shorter context."),
     ] = None,
+    new_tokens: Annotated[
+        int,
+        typer.Option(min=0, help="Answer length, to weigh prefill by; 0: decode steps alone."),
+    ] = 0,
+    batch: Annotated[
+        int, typer.Option(min=1, help="Sequences that a decode step takes together.")
+    ] = 1,
+    activation: Annotated[
+        str, typer.Option(help="Hidden states on links: fp32; fp16 and int8 are not deployed yet.")
+    ] = "fp32",
     method: Annotated[
         str | None, typer.Option(help="Plan by a baseline of the paper, by its name.")
     ] = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Say where time and memory go and what would help.")
+    ] = False,
+    html: Annotated[Path | None, typer.Option(help="Draw the plan as a page.")] = None,
+    what_if: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Plan for another profile, print both and write none: link:A-B=10mbps, "
+            "link:A-B=gone, device:A=gone, device:A=512mib. May be repeated."
+        ),
+    ] = None,
+    front: Annotated[
+        bool, typer.Option("--front", help="Print what else there is: latency, rate, devices.")
+    ] = False,
+    replicas: Annotated[
+        bool, typer.Option("--replicas", help="Print what several chains side by side would give.")
+    ] = False,
+    format: Annotated[str, typer.Option(help="text or json.")] = "text",
     out: Annotated[Path, typer.Option(help="Where the plan goes.")] = Path("plan.json"),
     force: Annotated[bool, typer.Option("--force", help="Replace an existing plan.")] = False,
 ) -> None:
@@ -43,30 +72,88 @@ def plan(
     first unit stays on the source. Prints the plan and writes it.
     """
     from edgeshard.artifacts.store import Store
+    from edgeshard.plan_report import Report, what_if_json, what_if_text
     from edgeshard.planner.baselines import Method
+    from edgeshard.planner.plan import costs_of
+    from edgeshard.planner.what_if import what_if as changed_profile
     from edgeshard.schemas import files
     from edgeshard.schemas.cluster import Cluster
     from edgeshard.schemas.profile import Profile
 
-    if objective not in get_args(Objective):
-        known = ", ".join(get_args(Objective))
-        raise InputError(f"unknown objective {objective!r}; known: {known}")
-    if method not in (None, *get_args(Method)):
-        raise InputError(f"unknown method {method!r}; known: {', '.join(get_args(Method))}")
+    _known("objective", objective, get_args(Objective))
+    _known("activation", activation, get_args(Activation))
+    _known("format", format, ("text", "json"))
+    if method is not None:
+        _known("method", method, get_args(Method))
     manifest, blob = Store(store).model(model)
-    write_plan(
+    measured = files.read(profile, Profile)
+    wishes = Wishes(
         manifest,
         blob,
-        files.read(profile, Profile),
         files.read(cluster, Cluster).source,
         cast("Objective", objective),
         context,
         slots,
-        out,
-        prompt_tokens=prompt_tokens,
-        method=cast("Method | None", method),
-        force=force,
+        prompt_tokens or max(1, min(TYPICAL_PROMPT, context // 2)),
+        new_tokens,
+        batch,
+        cast("Activation", activation),
+        cast("Method | None", method),
     )
+    if what_if:
+        before, after = wishes.plan(measured), wishes.plan(changed_profile(measured, what_if))
+        typer.echo((what_if_json if format == "json" else what_if_text)(before, after))
+        return
+    _check_free(out, force)
+    if html is not None:
+        _check_free(html, force)
+    made = wishes.plan(measured)
+    report = Report(made, measured, costs_of(measured, made, manifest), wishes.plan)
+    if format == "json":
+        typer.echo(report.json(explain, front, replicas))
+    else:
+        typer.echo(report.text(explain, front, replicas))
+    if html is not None:
+        report.write_page(html, manifest.name)
+    files.write(out, made)
+    if format == "text":
+        typer.echo(f"written to {out}")
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What is planned, for whom, and what for."""
+
+    model: ModelManifest
+    blob: Blob
+    source: str
+    objective: Objective
+    context: int
+    slots: int
+    prompt_tokens: int
+    new_tokens: int = 0
+    batch: int = 1
+    activation: Activation = "fp32"
+    method: Method | None = None
+
+    def plan(self, profile: Profile) -> Plan:
+        """The plan for a profile."""
+        from edgeshard.planner import make_plan
+
+        return make_plan(
+            self.model,
+            self.blob.digest,
+            profile,
+            self.source,
+            self.objective,
+            self.context,
+            self.slots,
+            self.prompt_tokens,
+            method=self.method,
+            new_tokens=self.new_tokens,
+            batch=self.batch,
+            activation=self.activation,
+        )
 
 
 def write_plan(
@@ -79,8 +166,6 @@ def write_plan(
     slots: int,
     out: Path,
     *,
-    prompt_tokens: int | None = None,
-    method: Method | None = None,
     force: bool = False,
 ) -> Plan:
     """Make a plan, print it and write it; the whole file or none.
@@ -89,24 +174,23 @@ def write_plan(
         InputError: the file exists and `force` is not given.
         PlanError: nothing fits; names device and missing bytes.
     """
-    from edgeshard.planner import make_plan, plan_table
+    from edgeshard.planner import plan_table
     from edgeshard.schemas import files
 
-    if out.exists() and not force:
-        raise InputError(f"{out} exists; give --force to replace it or another place")
-    expected = prompt_tokens or max(1, min(TYPICAL_PROMPT, context // 2))
-    made = make_plan(
-        model,
-        model_blob.digest,
-        profile,
-        source,
-        objective,
-        context,
-        slots,
-        expected,
-        method=method,
-    )
+    _check_free(out, force)
+    expected = max(1, min(TYPICAL_PROMPT, context // 2))
+    made = Wishes(model, model_blob, source, objective, context, slots, expected).plan(profile)
     files.write(out, made)
     typer.echo(plan_table(made))
     typer.echo(f"written to {out}")
     return made
+
+
+def _check_free(path: Path, force: bool) -> None:
+    if path.exists() and not force:
+        raise InputError(f"{path} exists; give --force to replace it or another place")
+
+
+def _known(what: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise InputError(f"unknown {what} {value!r}; known: {', '.join(known)}")

@@ -16,6 +16,7 @@ from edgeshard.planner.groups import DeviceTable, group, name_devices
 from edgeshard.planner.polish import polish
 from edgeshard.planner.relaxation import potentials, through, walk
 from support.chain_problems import every_chain, linear_stage, random_table, slowest_of, sum_of
+from support.referee import best_by_milp
 
 EFFORT = Effort()
 
@@ -167,7 +168,17 @@ def test_devices_that_differ_a_little_do_not_cost_the_proof_of_a_bottleneck() ->
 def test_forty_different_devices_are_within_two_percent() -> None:
     table = random_table(np.random.default_rng(2), 40, [20, 20], jitter=0.2, room=1.3)
     problem, _ = group(table)
-    best = cheapest_chain(problem, EFFORT)
+    best = cheapest_chain(problem, Effort(num_values=1e7, num_rounds=4))
     assert best.chain is not None
     assert is_within(problem, best.chain)
     assert best.bound >= 0.98 * best.cost
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_medium_cases_equal_a_mixed_integer_program(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    counts = generator.integers(1, 4, 2).tolist()
+    table = random_table(generator, int(generator.integers(7, 11)), counts, 0.3 * (seed % 2), 1.4)
+    best, slowest = cheapest_chain(group(table)[0], EFFORT), smallest_bottleneck(table, EFFORT)
+    assert best.cost == best.bound == pytest.approx(best_by_milp(table, True).seconds)
+    assert slowest.seconds == slowest.bound == pytest.approx(best_by_milp(table, False).seconds)

@@ -1,0 +1,108 @@
+"""`esc plan` as it is typed: what it prints, what it writes, what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from edgeshard.artifacts.store import Store
+from edgeshard.cli.plan import plan
+from edgeshard.errors import InputError
+from edgeshard.schemas import files
+from edgeshard.schemas.plan import Plan
+from support.planner_cases import MIB, make_device, make_link, make_model, make_profile, measured
+
+CLUSTER = """
+format = "edgeshard.cluster/1"
+source = "a"
+operators = []
+[[devices]]
+name = "a"
+address = "127.0.0.1"
+port = 7000
+public_key = "0000000000000000000000000000000000000000"
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A store with a manifest, a profile of two small devices, a cluster file."""
+    model = make_model(6)
+    Store(tmp_path / "store").put_model(model)
+    units = measured(model, 0.01)
+    devices = [make_device(name, units, memory_bytes=6 * MIB) for name in "ab"]
+    links = [make_link("a", "b"), make_link("b", "a")]
+    files.write(tmp_path / "profile.json", make_profile(devices, links))
+    (tmp_path / "cluster.toml").write_text(CLUSTER)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(*words: str) -> str:
+    """What the command prints; its errors come out as they are."""
+    import typer
+
+    app = typer.Typer()
+    app.command()(plan)
+    given = ["--profile", "profile.json", "--cluster", "cluster.toml", "--store", "store"]
+    found = CliRunner().invoke(app, [*given, "--model", "tiny", "--context", "256", *words])
+    if found.exception is not None and not isinstance(found.exception, SystemExit):
+        raise found.exception
+    return found.stdout
+
+
+def test_the_plan_is_printed_with_its_proof_and_written(folder: Path) -> None:
+    text = run("--objective", "throughput")
+    assert "proven optimal for throughput" in text
+    made = files.read(folder / "plan.json", Plan)
+    assert made.certificate is not None
+    assert made.certificate.is_optimal
+
+
+def test_json_is_the_only_thing_printed(folder: Path) -> None:
+    value = json.loads(run("--format", "json", "--explain", "--front", "--replicas"))
+    assert set(value) == {"plan", "explanation", "front", "replicas"}
+    assert files.read(folder / "plan.json", Plan).stages[0].device == value["plan"]["source"]
+
+
+def test_what_if_prints_both_plans_and_writes_none(folder: Path) -> None:
+    text = run("--what-if", "device:a=1gib", "--what-if", "link:a-b=10mbps")
+    assert "as it is:" in text
+    assert not (folder / "plan.json").exists()
+
+
+def test_the_page_is_written_beside_the_plan(folder: Path) -> None:
+    run("--html", "plan.html", "--new-tokens", "64")
+    assert (folder / "plan.html").read_text("utf-8").startswith("<!doctype html>")
+    assert files.read(folder / "plan.json", Plan).new_tokens == 64
+
+
+def test_nothing_is_replaced_unasked(folder: Path) -> None:
+    (folder / "plan.html").write_text("mine")
+    with pytest.raises(InputError, match=r"plan\.html exists; give --force"):
+        run("--html", "plan.html")
+    assert not (folder / "plan.json").exists()
+    run("--html", "plan.html", "--force")
+    assert (folder / "plan.html").read_text("utf-8") != "mine"
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (("--objective", "speed"), "unknown objective 'speed'; known: latency, throughput"),
+        (("--format", "xml"), "unknown format 'xml'; known: text, json"),
+        (("--activation", "int4"), "unknown activation 'int4'; known: fp32, fp16, int8"),
+        (("--method", "magic"), "unknown method 'magic'"),
+        (("--what-if", "moon=full"), "is not understood"),
+    ],
+)
+def test_an_unknown_word_is_refused_with_the_known_ones(
+    folder: Path, words: tuple[str, str], text: str
+) -> None:
+    with pytest.raises(InputError) as caught:
+        run(*words)
+    assert text in str(caught.value)
+    assert not (folder / "plan.json").exists()
