@@ -35,7 +35,7 @@ KINDS: list[tuple[Precision, FloatType]] = [
     ("int8", "float16"),
     ("fp32", "float32"),
 ]
-PROMPT, NEW, CONTEXT, ROUNDS = 128, 64, 512, 5
+PROMPT, NEW, CONTEXT, ROUNDS = 128, 64, 256, 5
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """A chain whose second stage runs on OpenVINO, in an agent of another environment.
 
 `make openvino-test` makes that environment, `.venv-openvino`, and runs this; without it the tests
-are skipped, and say so. Tolerance: 1e-4 of the spread of the logits, in float32.
+are skipped, and say so. Tolerance: 1e-4 of the spread of the logits, 3e-2
+for float16, whose sums the two providers keep in other types.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from support.tiny_llama import CONTEXT, CompiledModel, compiled, folder
 
 PYTHON = Path(__file__).parents[2] / ".venv-openvino" / "bin" / "python"
 OPENVINO = "OpenVINOExecutionProvider"
-TOLERANCE = 1e-4
+TOLERANCE, HALF_TOLERANCE = 1e-4, 3e-2
 PROMPT = "a chain of two"
 CUT = 2
 RUN = """
@@ -117,7 +118,7 @@ def test_portable_shards_run_within_the_tolerance(precision: Precision, tmp_path
     with made.chain() as chain:
         expected = chain.step(0, tokens[0].tolist(), every_position=True)
     error = np.abs(np.load(files[2]) - expected).max() / expected.std()
-    assert error < (1e-2 if precision == "fp16" else TOLERANCE)
+    assert error < (HALF_TOLERANCE if precision == "fp16" else TOLERANCE)
 
 
 def test_an_agent_of_another_build_is_profiled_like_any(

@@ -11,7 +11,10 @@ from edgeshard.planner.units import (
     shared_blobs,
     unmeasured,
 )
-from support.planner_cases import CPU, GPU, MIB, make_device, make_model, measured
+from edgeshard.schemas.common import Target
+from edgeshard.schemas.model import ModelManifest, Variant
+from edgeshard.schemas.targets import TENSORRT
+from support.planner_cases import CPU, GPU, MIB, digest, make_device, make_model, measured
 
 WORKLOAD = Workload(context=64, slots=1, prompt_tokens=64, decode_context=64)
 
@@ -71,3 +74,34 @@ def test_what_is_unmeasured_is_counted_with_the_next_step() -> None:
 def test_shared_blobs_are_pairs_of_neighbouring_users() -> None:
     assert shared_blobs(make_model(3, tied_bytes=7)) == (SharedBlob(0, 4, 7),)
     assert shared_blobs(make_model(3)) == ()
+
+
+def _variant(model: ModelManifest, target: Target, context: int | None) -> Variant:
+    units = tuple(
+        msgspec.structs.replace(unit, structure=digest(f"{target} {unit.kind}"))
+        for unit in model.units
+    )
+    kv = msgspec.structs.replace(model.kv, layout="copy", context=context)
+    return Variant(target=target, opset=17, min_runtime="1.17", kv=kv, units=units)
+
+
+def test_a_provider_is_planned_with_the_target_that_it_runs() -> None:
+    model = make_model()
+    variant = _variant(model, "tensorrt", WORKLOAD.context)
+    model = msgspec.structs.replace(model, variants=(variant,))
+    units = measured(model, 2.0, CPU) + measured(model.view("tensorrt"), 1.0, TENSORRT)
+    found = provider_costs(model, make_device("a", units), WORKLOAD, 0)
+
+    assert {c.provider: c.decode_seconds[0] for c in found} == {CPU: 2.0, TENSORRT: 1.0}
+
+
+def test_a_target_made_for_another_context_does_not_count_and_says_so() -> None:
+    model = msgspec.structs.replace(make_model(), target="portable")
+    variant = _variant(model, "tensorrt", 2 * WORKLOAD.context)
+    model = msgspec.structs.replace(model, variants=(variant,))
+    device = make_device("a", measured(model.view("tensorrt"), 1.0, TENSORRT))
+
+    assert provider_costs(model, device, WORKLOAD, 0) == ()
+    text = unmeasured(model, device, WORKLOAD, 0)
+    assert f"{TENSORRT} cannot run tiny" in text
+    assert "compile with another --target or --context" in text
