@@ -2,13 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
+from edgeshard.compiler.calibration import Calibration
+from edgeshard.compiler.checkpoint import Checkpoint
 from edgeshard.compiler.encoding import FLOAT, ROWS, STORED, Encoding, block_encoding
 from edgeshard.compiler.lowering import precision_bits
+from edgeshard.compiler.mixture import mix
+from edgeshard.errors import InputError
 from edgeshard.schemas.common import Precision, Target
 
 QUANTISED_AS_BYTES = "Q"  # GGUF's block types all start so; those we cannot import become int8
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a model is to be: `bits` belong to the precision `mixed`."""
+
+    precision: Precision
+    target: Target
+    bits: float | None
+    calibration: Calibration
+
+
+def choose_encodings(
+    checkpoint: Checkpoint, matrices: Sequence[str], wish: Wish, notice: Callable[[str], None]
+) -> dict[str, Encoding]:
+    """Choose the encodings of all matrices.
+
+    Raises:
+        InputError: `bits` are missing, out of reach or asked of another precision than `mixed`.
+    """
+    if (wish.precision == "mixed") != (wish.bits is not None):
+        raise InputError("--precision mixed and --bits belong together: give both or none")
+    stored = {weight: checkpoint.stored_type(weight) for weight in matrices}
+    if wish.bits is not None:
+        for kind in sorted(set(stored.values())):
+            if kind.startswith(QUANTISED_AS_BYTES):
+                notice(f"{kind} tensors are requantised to int4 and int8")
+        return mix(checkpoint, matrices, wish.bits, wish.calibration)
+    return {
+        weight: choose_encoding(
+            weight,
+            stored[weight],
+            checkpoint.shape(weight)[1],
+            wish.precision,
+            wish.target,
+            notice,
+        )
+        for weight in matrices
+    }
 
 
 def choose_encoding(

@@ -22,9 +22,10 @@ from edgeshard.artifacts.skip_norm import SkipNormPass
 from edgeshard.artifacts.store import Store
 from edgeshard.compiler.assets import rotary_tables, write_text_assets
 from edgeshard.compiler.blob import Piece, WrittenBlob, write_blob
+from edgeshard.compiler.calibration import Calibration
 from edgeshard.compiler.checkpoint import Checkpoint, open_checkpoint
-from edgeshard.compiler.choice import choose_encoding
-from edgeshard.compiler.encoding import STORED, Encoding
+from edgeshard.compiler.choice import Wish, choose_encodings
+from edgeshard.compiler.encoding import STORED
 from edgeshard.compiler.graph import Extent, GraphBuilder
 from edgeshard.compiler.lower_ort import OrtLowering
 from edgeshard.compiler.lower_portable import PortableLowering
@@ -82,6 +83,8 @@ def compile_model(
     variants: Sequence[Target] = (),
     context: int = 2048,
     jobs: int | None = None,
+    bits: float | None = None,
+    calibration: Calibration | None = None,
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> Compiled:
     """Compile a checkpoint into units in a store.
@@ -97,6 +100,8 @@ def compile_model(
         variants: further targets; each gives graphs of its own over the same weights.
         context: positions of the cache for targets that fix them in the graph.
         jobs: units at once; None: as many as processors, at most 8.
+        bits: with mixed, most that a parameter may take on average.
+        calibration: which columns and matrices count more, for what is quantised here.
         on_progress: told at every piece, from several threads but never at once.
 
     Raises:
@@ -111,6 +116,8 @@ def compile_model(
         _Compilation(checkpoint, store, precision, activations, one, context, jobs, on_progress)
         for one in targets
     ]
+    for compilation in found:
+        compilation.bits, compilation.calibration = bits, calibration or Calibration()
     first, *others = [compilation.run(name, targets) for compilation in found]
     manifest = msgspec.structs.replace(first, variants=tuple(_variant(other) for other in others))
     notices = dict.fromkeys(notice for compilation in found for notice in compilation.notices)
@@ -157,6 +164,8 @@ class _Compilation:
         self.activations = activations or precision_activations(self.precision)
         self._check_target()
         self.jobs = jobs
+        self.bits: float | None = None
+        self.calibration = Calibration()
         self.tied = "lm_head.weight" not in checkpoint.names()
         self.notices: list[str] = []
         self.total = self.done = self.num_reused = 0
@@ -183,7 +192,8 @@ class _Compilation:
         self.report(Progress("tracing the block", 0, 1))
         self.block_nodes, self.rotary_factor = fold_scale(pack_attention(trace_block(self.config)))
         matrices = self._check_names()
-        self.encodings = {weight: self._choose(weight) for weight in matrices}
+        wish = Wish(self.precision, self.target, self.bits, self.calibration)
+        self.encodings = choose_encodings(self.checkpoint, matrices, wish, self._notice)
         self.lowering = LOWERINGS[self.target](self.shape, self.encodings, self.activations)
         self.total = sum(
             int(np.prod(self.checkpoint.shape(weight))) for weight in self.checkpoint.names()
@@ -232,7 +242,7 @@ class _Compilation:
     def _default_name(self, targets: tuple[Target, ...]) -> str:
         stem = self.checkpoint.path.name.removesuffix(".gguf")
         plain = "".join(c if c.isalnum() or c in "._-" else "-" for c in stem).lstrip("._-")
-        parts = ["", self.precision]
+        parts = ["", self.precision if self.bits is None else f"{self.precision}-{self.bits:g}"]
         if self.activations != precision_activations(self.precision):
             parts.append(self.activations)
         suffix = "-".join((*parts, *(targets if targets != ("ort",) else ())))
@@ -278,16 +288,6 @@ class _Compilation:
                     f"its configuration says {shape}"
                 )
         return [weight for weight, shape in expected.items() if len(shape) == 2]
-
-    def _choose(self, weight: str) -> Encoding:
-        return choose_encoding(
-            weight,
-            self.checkpoint.stored_type(weight),
-            self.checkpoint.shape(weight)[1],
-            self.precision,
-            self.target,
-            self._notice,
-        )
 
     def _notice(self, text: str) -> None:
         if text not in self.notices:
@@ -335,12 +335,13 @@ class _Compilation:
 
     def _recipes(self) -> list[Recipe]:
         """What every unit's blob is made of, in the order of the units."""
+        how = self.activations, self.calibration
         embedding = Product(("embed_tokens.weight",), self.encodings["embed_tokens.weight"])
         head = () if self.tied else (Product((HEAD,), self.encodings[HEAD]),)
         return [
-            Recipe("embedding", "", (embedding,), (), self.activations),
+            Recipe("embedding", "", (embedding,), (), *how),
             *(self._block_recipe(index) for index in range(self.num_blocks)),
-            Recipe("head", "", head, (("norm.weight",),), self.activations),
+            Recipe("head", "", head, (("norm.weight",),), *how),
         ]
 
     def _block_recipe(self, index: int) -> Recipe:
@@ -356,7 +357,8 @@ class _Compilation:
                 vectors += [node.names("biases")] if node.names("biases") else []
             elif node.operator == "RMSNorm":
                 vectors.append((f"{node.text('weight')}.weight",))
-        return Recipe(f"block.{index}", prefix, tuple(products), tuple(vectors), self.activations)
+        how = self.activations, self.calibration
+        return Recipe(f"block.{index}", prefix, tuple(products), tuple(vectors), *how)
 
     def _embedding(self, recipe: Recipe) -> Unit:
         return self._unit("embedding", self.lowering.embedding(), recipe)

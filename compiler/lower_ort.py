@@ -28,7 +28,7 @@ class OrtLowering(Lowering):
     """Lowers to com.microsoft operators."""
 
     target = "ort"
-    precisions = ("fp32", "fp16", "bf16", "int8", "int4", "stored")
+    precisions = ("fp32", "fp16", "bf16", "int8", "int4", "mixed", "stored")
     activations = ("float32", "float16", "bfloat16")
     kv_layout = "static"
     float_opset = 17

@@ -29,7 +29,7 @@ class PortableLowering(Lowering):
     """Lowers to operators of the standard domain."""
 
     target: Target = "portable"
-    precisions: tuple[Precision, ...] = ("fp32", "fp16", "int8", "int4", "stored")
+    precisions: tuple[Precision, ...] = ("fp32", "fp16", "int8", "int4", "mixed", "stored")
     activations = ("float32", "float16")
     kv_layout: Literal["static", "append", "copy"] = "append"
     float_opset = 17

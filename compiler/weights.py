@@ -9,13 +9,14 @@ Matrices that one product reads lie row behind row as one tensor; so do the bias
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from edgeshard.compiler.blob import Layout, Piece
+from edgeshard.compiler.calibration import Calibration
 from edgeshard.compiler.checkpoint import Checkpoint
-from edgeshard.compiler.encoding import STORED, Array, Encoding, import_gguf, quantise
+from edgeshard.compiler.encoding import STORED, Array, Encoding, Floats, import_gguf, quantise
 from edgeshard.compiler.lowering import FLOATS, joined_name
 from edgeshard.compiler.stored import is_finite, widen
 from edgeshard.errors import InputError
@@ -39,6 +40,7 @@ class Recipe:
         prefix: of all names in the checkpoint, such as `layers.7.`.
         vectors: groups of vectors; each group becomes one.
         floats: the type that floats lie in, that which the model computes in.
+        calibration: says which columns count more.
     """
 
     unit: str
@@ -46,6 +48,7 @@ class Recipe:
     products: tuple[Product, ...]
     vectors: tuple[tuple[str, ...], ...] = ()
     floats: FloatType = "float32"
+    calibration: Calibration = field(default_factory=Calibration)
 
     @property
     def tensors(self) -> tuple[str, ...]:
@@ -95,7 +98,7 @@ def _float32_pieces(
     recipe: Recipe, checkpoint: Checkpoint, on_values: Callable[[int], None]
 ) -> Iterator[Piece]:
     for product in recipe.products:
-        yield from _product(product, recipe.prefix, checkpoint, on_values)
+        yield from _product(product, recipe, checkpoint, on_values)
     for names in recipe.vectors:
         start = 0
         for name in names:
@@ -107,15 +110,16 @@ def _float32_pieces(
 
 
 def _product(
-    product: Product, prefix: str, checkpoint: Checkpoint, on_values: Callable[[int], None]
+    product: Product, recipe: Recipe, checkpoint: Checkpoint, on_values: Callable[[int], None]
 ) -> Iterator[Piece]:
     label, row = joined_name(product.names), 0
     offsets: list[Array] = []
     for name in product.names:
-        weight = prefix + name
+        weight = recipe.prefix + name
+        importance = recipe.calibration.importance.get(weight)
         columns = checkpoint.shape(weight)[1]
         for rows in checkpoint.pieces(weight):
-            parts = _encode(checkpoint, weight, rows, product.encoding)
+            parts = _encode(checkpoint, weight, rows, product.encoding, importance)
             for part, values in parts.items():
                 if part == "offsets":  # [K/block, N]: rows of the matrix are columns here
                     offsets.append(values)
@@ -128,7 +132,11 @@ def _product(
 
 
 def _encode(
-    checkpoint: Checkpoint, weight: str, rows: Array, encoding: Encoding
+    checkpoint: Checkpoint,
+    weight: str,
+    rows: Array,
+    encoding: Encoding,
+    importance: Floats | None,
 ) -> dict[str, Array]:
     stored = checkpoint.stored_type(weight)
     if STORED.get(stored) == encoding:
@@ -137,7 +145,7 @@ def _encode(
         return parts
     values = widen(np.asarray(rows, np.uint8), stored)
     _check_finite(checkpoint, weight, values)
-    return quantise(values, encoding)
+    return quantise(values, encoding, importance)
 
 
 def _cast(piece: Piece, kind: type[np.generic], checkpoint: Checkpoint) -> Piece:

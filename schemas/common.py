@@ -25,7 +25,7 @@ Seconds = Annotated[float, Meta(ge=0)]
 
 Target = Literal["ort", "portable", "tensorrt"]
 FloatType = Literal["float32", "float16", "bfloat16"]
-Precision = Literal["stored", "fp32", "fp16", "bf16", "int8", "int4"]
+Precision = Literal["stored", "fp32", "fp16", "bf16", "int8", "int4", "mixed"]
 Objective = Literal["latency", "throughput"]
 Activation = Literal["fp32", "fp16", "int8"]
 UnitKind = Literal["embedding", "block", "head"]

@@ -54,7 +54,12 @@ SIMULATOR_SEES = {
 COMPILE_ONLY = {"accelerate", "gguf", "numba", "onnxscript", "optimum", "safetensors", "torch"}
 COMPILE_ONLY.add("transformers")
 COMPILE_ONLY.add("edgeshard.compiler")
-MAY_COMPILE = {"edgeshard/quality.py", "edgeshard/verify.py", "edgeshard/cli/compile.py"}
+MAY_COMPILE = {
+    "edgeshard/calibrate.py",
+    "edgeshard/quality.py",
+    "edgeshard/verify.py",
+    "edgeshard/cli/compile.py",
+}
 POSIX_MODULES = {"ctypes", "fcntl", "grp", "posix", "pty", "pwd", "resource", "syslog", "termios"}
 POSIX_NAMES = {
     *("O_CLOEXEC", "O_DIRECT", "O_DIRECTORY", "O_NOFOLLOW", "O_SYNC", "SIGALRM", "SIGCHLD"),

@@ -15,6 +15,7 @@ from edgeshard.schemas.common import FloatType, Objective, Precision, Target
 
 if TYPE_CHECKING:
     from edgeshard.artifacts.store import Store
+    from edgeshard.compiler.calibration import Calibration
     from edgeshard.compiler.compile import Compiled
     from edgeshard.schemas.profile import Profile
 
@@ -25,7 +26,7 @@ def compile_command(
     precision: Annotated[
         str | None,
         typer.Option(
-            help="fp32, fp16, bf16, int8, int4, or stored (as in the GGUF); "
+            help="fp32, fp16, bf16, int8, int4, mixed (of these two), or stored (as in the GGUF); "
             "without it: stored for a quantised GGUF, fp32 otherwise."
         ),
     ] = None,
@@ -41,6 +42,14 @@ def compile_command(
             help="Type between the products, of keys and of values: float32, float16 or bfloat16; "
             "without it: that of fp16 or bf16 weights, float32 otherwise."
         ),
+    ] = None,
+    bits: Annotated[
+        float | None,
+        typer.Option(min=4, max=32, help="With --precision mixed: most that a weight may take."),
+    ] = None,
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(help="UTF-8 text that says what matters; the model must fit into memory."),
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the model in the store.")] = None,
     jobs: Annotated[
@@ -95,6 +104,8 @@ def compile_command(
         activations=chosen[2],
         context=context,
         jobs=jobs,
+        bits=bits,
+        text=calibrate,
     )
     if cluster or profile:
         _plan_and_fuse(
@@ -114,6 +125,8 @@ def run_compile(
     activations: FloatType | None = None,
     context: int = 2048,
     jobs: int | None = None,
+    bits: float | None = None,
+    text: Path | None = None,
 ) -> Compiled:
     """Compile with a progress bar on standard error, and say what came out."""
     try:
@@ -122,6 +135,7 @@ def run_compile(
         raise InputError(
             f"compiling needs {error.name}: install the extra `compile` (README, Installing)"
         ) from error
+    calibration = None if text is None else _calibrate(model, text, precision)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -142,6 +156,8 @@ def run_compile(
             activations=activations,
             context=context,
             jobs=jobs,
+            bits=bits,
+            calibration=calibration,
             on_progress=lambda p: bar.update(
                 task, description=f"{p.step:<22}", completed=p.done, total=max(p.total, 1)
             ),
@@ -155,6 +171,18 @@ def run_compile(
         f"{manifest.precision} for {' and '.join(manifest.targets)}\n{compiled.blob.digest}"
     )
     return compiled
+
+
+def _calibrate(model: Path, text: Path, precision: Precision | None) -> Calibration:
+    from edgeshard.calibrate import calibrate
+
+    if precision not in ("int4", "int8", "mixed"):
+        raise InputError("--calibrate is for the precisions int4, int8 and mixed")
+    try:
+        words = text.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"text {text} cannot be read: {error}; give a UTF-8 file") from error
+    return calibrate(model, words, with_gains=precision == "mixed", on_step=_to_stderr)
 
 
 def _choices(

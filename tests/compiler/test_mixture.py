@@ -1,0 +1,131 @@
+"""`mixed` stays within its bits and spends them where they gain most."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgeshard.artifacts.store import Store
+from edgeshard.compiler.calibration import Calibration
+from edgeshard.compiler.checkpoint import open_checkpoint
+from edgeshard.compiler.compile import Compiled, compile_model
+from edgeshard.compiler.mixture import choose, mix
+from edgeshard.errors import InputError
+from edgeshard.quality import weight_sizes
+from support.tiny_llama import CompiledModel, compiled, folder
+
+CASES = settings(derandomize=True, deadline=None, max_examples=50)
+VALUE = "layers.1.self_attn.v_proj.weight"
+names = st.dictionaries(
+    st.text("abc", min_size=1, max_size=3), st.tuples(st.floats(0, 9), st.floats(0.1, 9))
+)
+
+
+@CASES
+@given(names, st.floats(0, 20))
+def test_the_budget_is_kept_and_nothing_better_is_left_out(
+    offers: dict[str, tuple[float, float]], budget: float
+) -> None:
+    gains = {name: gain for name, (gain, _) in offers.items()}
+    prices = {name: price for name, (_, price) in offers.items()}
+
+    chosen = choose(gains, prices, budget)
+
+    spent = sum(prices[name] for name in chosen)
+    assert spent <= budget + 1e-9
+    for name in offers.keys() - chosen:
+        better = [n for n in chosen if gains[n] / prices[n] >= gains[name] / prices[name]]
+        assert sum(prices[n] for n in better) + prices[name] > budget - 1e-9
+
+
+def test_what_is_free_is_not_chosen() -> None:
+    assert choose({"a": 1.0, "b": 1.0}, {"a": 0.0, "b": 2.0}, 3.0) == {"b"}
+
+
+def _compiled(tmp_path: Path, bits: float, calibration: Calibration | None = None) -> Compiled:
+    return compile_model(
+        folder("grouped"),
+        Store(tmp_path),
+        precision="mixed",
+        bits=bits,
+        calibration=calibration,
+    )
+
+
+@pytest.mark.parametrize("bits", [6.0, 7.0, 8.0])
+def test_a_model_takes_the_bits_that_were_asked_for(tmp_path: Path, bits: float) -> None:
+    found = _compiled(tmp_path, bits)
+
+    sizes = weight_sizes(Store(tmp_path), found.manifest.units)
+    real = 8 * sum(size for size, _ in sizes) / sum(count for _, count in sizes)
+    assert bits - 0.4 < real <= bits
+    assert found.manifest.name.endswith(f"-mixed-{bits:g}")
+
+
+def test_small_matrices_come_first_without_a_text() -> None:
+    checkpoint = open_checkpoint(folder("grouped"))
+    matrices = [n for n in sorted(checkpoint.names()) if len(checkpoint.shape(n)) == 2]
+
+    found = mix(checkpoint, matrices, 5.5, Calibration())
+
+    kept = {name.split(".")[-2] for name in matrices if found[name].bits == 8}
+    assert {"k_proj", "v_proj"} <= kept
+    assert "embed_tokens" not in kept
+
+
+def test_a_text_may_say_otherwise() -> None:
+    checkpoint = open_checkpoint(folder("grouped"))
+    matrices = [n for n in sorted(checkpoint.names()) if len(checkpoint.shape(n)) == 2]
+    gains = {name: float(name.endswith("down_proj.weight")) for name in matrices}
+
+    found = mix(checkpoint, matrices, 5.9, Calibration(gains=gains))
+
+    assert {found[n].bits for n in matrices if n.endswith("down_proj.weight")} == {8}
+
+
+def test_two_compiles_agree_and_a_calibration_changes_bytes(tmp_path: Path) -> None:
+    counts = np.where(np.arange(64) % 2, 8, 0.5).astype(np.float32)
+    one, again, other = (
+        _compiled(
+            tmp_path / name, 6.0, Calibration(importance={VALUE: counts} if name == "c" else {})
+        )
+        for name in "abc"
+    )
+    in_the_same_store = _compiled(tmp_path / "c", 6.0)
+
+    assert one.blob == again.blob == in_the_same_store.blob
+    assert other.blob != one.blob
+
+
+@pytest.mark.parametrize(("bits", "limit"), [(4.0, "all int4 takes"), (9.0, "all int8")])
+def test_bits_out_of_reach_are_refused_with_the_limits(
+    tmp_path: Path, bits: float, limit: str
+) -> None:
+    with pytest.raises(InputError, match=f"--bits {bits:g} is out of reach.*{limit}"):
+        _compiled(tmp_path, bits)
+
+
+def test_mixed_without_bits_and_bits_without_mixed_are_refused(tmp_path: Path) -> None:
+    for precision, bits in (("mixed", None), ("int4", 5.0)):
+        with pytest.raises(InputError, match="belong together"):
+            compile_model(folder("grouped"), Store(tmp_path), precision=precision, bits=bits)  # type: ignore[arg-type]  # one of two literals
+
+
+def test_a_mixed_model_is_nearer_to_fp32_than_int4(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    found = _compiled(tmp_path, 7.8)
+
+    fp32, int4, mixed = (
+        model.chain(2).step(0, [3, 99, 7, 21, 80], every_position=True)
+        for model in (
+            compiled("grouped"),
+            compiled("grouped", "int4"),
+            CompiledModel(store, found.manifest, found.blob),
+        )
+    )
+
+    assert np.square(mixed - fp32).mean() < 0.7 * np.square(int4 - fp32).mean()

@@ -1,0 +1,71 @@
+"""What a text says of the weights: mean squares of inputs, and gains that predict divergence."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from edgeshard.calibrate import MAX_WINDOWS, WINDOW, calibrate
+from edgeshard.errors import InputError
+from support.tiny_llama import NUM_BLOCKS, VOCAB, folder, reference
+
+TEXT = "".join(chr(40 + i % 80) for i in range(3 * WINDOW + 5))
+
+
+@pytest.fixture(scope="module")
+def worded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint whose tokenizer knows single characters."""
+    place = tmp_path_factory.mktemp("worded") / "model"
+    shutil.copytree(folder("grouped"), place)
+    tokenizer = Tokenizer(models.WordLevel({chr(i): i for i in range(VOCAB)}, unk_token="?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(place)
+    return place
+
+
+def test_importance_is_the_mean_square_of_what_flows_in(worded: Path) -> None:
+    found = calibrate(worded, TEXT, with_gains=False)
+
+    model, seen = reference("grouped"), []
+    last = model.model.layers[0].mlp.down_proj
+    hook = last.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    with torch.no_grad():
+        for start in range(0, 3 * WINDOW, WINDOW):
+            model(torch.tensor([[ord(c) for c in TEXT[start : start + WINDOW]]]))
+    hook.remove()
+    squares = torch.cat(seen, 1).square().mean((0, 1))
+    expected = (squares / squares.mean()).clamp(1e-3).numpy()
+    importance = found.importance["layers.0.mlp.down_proj.weight"]
+    np.testing.assert_allclose(importance, expected, rtol=2e-3)
+    assert found.gains == {}
+    assert len(found.importance) == 7 * NUM_BLOCKS + 1  # the tied head counts for the embedding
+
+
+def test_two_runs_agree(worded: Path) -> None:
+    one, other = (calibrate(worded, TEXT, with_gains=True) for _ in range(2))
+
+    assert one.gains == other.gains
+    for name in one.importance:
+        np.testing.assert_array_equal(one.importance[name], other.importance[name])
+    assert all(gain > 0 for gain in one.gains.values())
+    assert len(one.gains) == 7 * NUM_BLOCKS + 1
+
+
+def test_a_long_text_is_read_in_part(worded: Path) -> None:
+    steps: list[str] = []
+
+    found = calibrate(worded, TEXT * MAX_WINDOWS, with_gains=False, on_step=steps.append)
+
+    assert found.importance
+    assert steps == ["loading the model", "inputs of all matrices"]
+
+
+def test_without_a_tokenizer_it_is_refused() -> None:
+    with pytest.raises(InputError, match="has no tokenizer"):
+        calibrate(folder("grouped"), TEXT, with_gains=False)
