@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: setup check test demo bench reproduce-paper wheel clean
+.PHONY: setup check test demo bench planning reproduce-paper wheel clean
 
 setup: $(VENV)/.installed
 
@@ -61,6 +61,12 @@ bench: setup
 # The paper's tables from its public trace, and what lies beyond them; several minutes.
 reproduce-paper: setup
 	$(BIN)/esc reproduce-paper --out docs/paper
+
+# What the planner promises: certificates and times; every chain of small cases; a MILP on medium ones.
+planning: setup
+	$(BIN)/python benchmarks/planning.py bars
+	$(BIN)/python benchmarks/planning.py brute --cases 2200
+	$(BIN)/python benchmarks/planning.py milp --cases 60
 
 wheel: setup
 	rm -rf build dist
