@@ -1,20 +1,14 @@
-"""What travels with the units: tokenizer, chat template, end tokens and rotary tables."""
+"""What travels with the units: tokenizer, chat template and end tokens."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-import torch
 import transformers
-from numpy.typing import NDArray
 
 from edgeshard.artifacts.store import Store
 from edgeshard.compiler.checkpoint import Checkpoint
-from edgeshard.errors import InputError
 from edgeshard.schemas.common import Blob
-
-STATIC_ROPE = ("default", "linear", "llama3", "yarn")
 
 
 @dataclass(frozen=True)
@@ -62,33 +56,3 @@ def _eos_token_ids(
         elif isinstance(source, list | tuple):
             found.update(int(token) for token in source)
     return tuple(sorted(found))
-
-
-def rotary_tables(
-    config: transformers.PretrainedConfig, factor: float = 1.0
-) -> dict[str, NDArray[np.float32]]:
-    """Cosines and sines `[max_context, head_dim / 2]` from the model's own rotary module.
-
-    Args:
-        config: of the model.
-        factor: what both tables are multiplied by; see `fold_scale`.
-
-    Raises:
-        InputError: the scaling depends on the length of the text, so that no table can hold it.
-    """
-    parameters = config.rope_parameters or {}
-    kind = str(parameters.get("rope_type", "default"))
-    if kind not in STATIC_ROPE:
-        known = ", ".join(STATIC_ROPE)
-        raise InputError(f"RoPE scaling {kind!r} is not supported; supported: {known}")
-    if float(parameters.get("partial_rotary_factor", 1.0)) != 1.0:
-        raise InputError("partial rotary embedding is not supported")
-    module = transformers.models.llama.modeling_llama.LlamaRotaryEmbedding(config)
-    positions = torch.arange(config.max_position_embeddings)[None]
-    with torch.no_grad():
-        cos, sin = module(torch.empty(1, 1, 1), positions)
-    half = cos.shape[-1] // 2
-    return {
-        "cos": np.ascontiguousarray(cos[0, :, :half].numpy() * np.float32(factor)),
-        "sin": np.ascontiguousarray(sin[0, :, :half].numpy() * np.float32(factor)),
-    }

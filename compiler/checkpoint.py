@@ -14,10 +14,9 @@ import numpy as np
 import transformers
 from numpy.typing import NDArray
 
+from edgeshard.compiler.families import FAMILIES
 from edgeshard.errors import InputError
 from edgeshard.schemas.common import Digest
-
-ARCHITECTURES = ("llama",)
 
 
 class Checkpoint(Protocol):
@@ -80,12 +79,10 @@ def check_architecture(model_type: str, config: transformers.PretrainedConfig | 
     Raises:
         InputError: names the architecture or the setting, and lists what is supported.
     """
-    if model_type not in ARCHITECTURES:
-        known = ", ".join(ARCHITECTURES)
+    if model_type not in FAMILIES:
+        known = ", ".join(FAMILIES)
         raise InputError(f"architecture {model_type!r} is not supported; supported: {known}")
     if config is None:
         return
     if getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None):
         raise InputError("mixture-of-experts models are not supported yet")
-    if config.hidden_act != "silu":
-        raise InputError(f"activation {config.hidden_act!r} is not supported; supported: silu")

@@ -1,6 +1,6 @@
 """Checkpoint to compiled model: the order of it all.
 
-    open → trace one block → choose encodings → each unit's weights → each unit's graph → manifest
+    open → trace → choose encodings → each unit's weights → each unit's graph → manifest
 
 The manifest is published last: what an interrupted compile leaves behind is unnamed blobs, which
 the next one takes over. For several targets all of it but the reading is done for each, over the
@@ -16,11 +16,10 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
-from optimum.utils import NormalizedConfigManager
 
 from edgeshard.artifacts.skip_norm import SkipNormPass
 from edgeshard.artifacts.store import Store
-from edgeshard.compiler.assets import rotary_tables, write_text_assets
+from edgeshard.compiler.assets import write_text_assets
 from edgeshard.compiler.blob import Piece, WrittenBlob, write_blob
 from edgeshard.compiler.calibration import Calibration
 from edgeshard.compiler.checkpoint import Checkpoint, open_checkpoint
@@ -31,21 +30,24 @@ from edgeshard.compiler.lower_ort import OrtLowering
 from edgeshard.compiler.lower_portable import PortableLowering
 from edgeshard.compiler.lower_tensorrt import MAX_STEP, TensorrtLowering
 from edgeshard.compiler.lowering import (
+    EMBEDDING,
     FLOATS,
+    HEAD,
     Lowering,
     Shape,
     linear_groups,
     precision_activations,
+    table_blob,
 )
+from edgeshard.compiler.names import check_names, check_sizes
 from edgeshard.compiler.production import Production, default_jobs
-from edgeshard.compiler.semantic import fold_scale, pack_attention
-from edgeshard.compiler.trace import trace_block
+from edgeshard.compiler.semantic import Model, Node, fold_scale
+from edgeshard.compiler.trace import trace_model
 from edgeshard.compiler.weights import Product, Recipe
 from edgeshard.errors import InputError
 from edgeshard.schemas.common import Blob, FloatType, Precision, Target, UnitKind
 from edgeshard.schemas.model import KvSpec, ModelManifest, Source, Unit, Variant
 
-HEAD = "lm_head.weight"
 LOWERINGS: dict[Target, type[Lowering]] = {
     "ort": OrtLowering,
     "portable": PortableLowering,
@@ -143,22 +145,9 @@ class _Compilation:
         self.checkpoint = checkpoint
         self.store = store
         self.target: Target = target
+        self.context = context
         self.report = on_progress
         self.config = checkpoint.config
-        sizes = NormalizedConfigManager.get_normalized_config_class(self.config.model_type)(
-            self.config
-        )
-        self.num_blocks = int(sizes.num_layers)
-        heads = int(sizes.num_attention_heads)
-        self.shape = Shape(
-            hidden_size=int(sizes.hidden_size),
-            vocab_size=int(sizes.vocab_size),
-            num_heads=heads,
-            num_kv_heads=int(sizes.num_key_value_heads),
-            head_dim=int(getattr(self.config, "head_dim", None) or sizes.hidden_size // heads),
-            max_context=int(self.config.max_position_embeddings),
-            static_context=min(context, int(self.config.max_position_embeddings)),
-        )
         quantised = any(checkpoint.stored_type(weight) in STORED for weight in checkpoint.names())
         self.precision: Precision = precision or ("stored" if quantised else "fp32")
         self.activations = activations or precision_activations(self.precision)
@@ -166,7 +155,7 @@ class _Compilation:
         self.jobs = jobs
         self.bits: float | None = None
         self.calibration = Calibration()
-        self.tied = "lm_head.weight" not in checkpoint.names()
+        self.tied = HEAD not in checkpoint.names()
         self.notices: list[str] = []
         self.total = self.done = self.num_reused = 0
         self.structures: dict[tuple[object, ...], str] = {}
@@ -189,9 +178,14 @@ class _Compilation:
             )
 
     def run(self, name: str | None, targets: tuple[Target, ...]) -> ModelManifest:
-        self.report(Progress("tracing the block", 0, 1))
-        self.block_nodes, self.rotary_factor = fold_scale(pack_attention(trace_block(self.config)))
-        matrices = self._check_names()
+        self.report(Progress("tracing the model", 0, 1))
+        traced, tables = trace_model(self.config)
+        self.model, factors = fold_scale(traced)
+        self.tables = {kind: table.scaled(factors.get(kind, 1.0)) for kind, table in tables.items()}
+        self.num_blocks = len(self.model.blocks)
+        self.shape = _shape(self.model, len(next(iter(tables.values())).cos), self.context)
+        check_sizes(self.checkpoint, self.model)
+        matrices = check_names(self.checkpoint, self.model)
         wish = Wish(self.precision, self.target, self.bits, self.calibration)
         self.encodings = choose_encodings(self.checkpoint, matrices, wish, self._notice)
         self.lowering = LOWERINGS[self.target](self.shape, self.encodings, self.activations)
@@ -248,47 +242,6 @@ class _Compilation:
         suffix = "-".join((*parts, *(targets if targets != ("ort",) else ())))
         return f"{(plain or 'model')[: 64 - len(suffix)]}{suffix}"
 
-    def _check_names(self) -> list[str]:
-        """Compare the checkpoint's tensors with what the traced block reads; list the matrices."""
-        linears = [node for node in self.block_nodes if node.operator == "Linear"]
-        norms = [node for node in self.block_nodes if node.operator == "RMSNorm"]
-        expected: dict[str, tuple[int, ...]] = {
-            "embed_tokens.weight": (self.shape.vocab_size, self.shape.hidden_size),
-            "norm.weight": (self.shape.hidden_size,),
-        }
-        if not self.tied:
-            expected["lm_head.weight"] = (self.shape.vocab_size, self.shape.hidden_size)
-        elif not self.config.tie_word_embeddings:
-            raise InputError(f"{self.checkpoint.path} has no lm_head.weight and is not tied")
-        for index in range(self.num_blocks):
-            prefix = f"layers.{index}."
-            for node in norms:
-                expected[f"{prefix}{node.text('weight')}.weight"] = (self.shape.hidden_size,)
-            for node in linears:
-                rows = node.integers("out_features")
-                for weight, count in zip(node.names("weights"), rows, strict=True):
-                    expected[prefix + weight] = (count, node.integer("in_features"))
-                for bias, count in zip(
-                    node.names("biases"), rows, strict=bool(node.names("biases"))
-                ):
-                    expected[prefix + bias] = (count,)
-        found = self.checkpoint.names()
-        missing, extra = sorted(set(expected) - found), sorted(found - set(expected))
-        extra = [weight for weight in extra if not weight.endswith("rotary_emb.inv_freq")]
-        if missing or extra:
-            what = f"lacks {missing[0]}" if missing else f"has an unknown tensor {extra[0]}"
-            raise InputError(
-                f"{self.checkpoint.path} {what} ({len(missing)} missing, {len(extra)} unknown)"
-            )
-        for weight, shape in expected.items():
-            if self.checkpoint.shape(weight) != shape:
-                actual = self.checkpoint.shape(weight)
-                raise InputError(
-                    f"tensor {weight} of {self.checkpoint.path} is {actual}, "
-                    f"its configuration says {shape}"
-                )
-        return [weight for weight, shape in expected.items() if len(shape) == 2]
-
     def _notice(self, text: str) -> None:
         if text not in self.notices:
             self.notices.append(text)
@@ -301,12 +254,13 @@ class _Compilation:
 
     def _shared_blobs(self) -> dict[str, WrittenBlob]:
         """Blobs that several units point into: rotary tables, and zero points where needed."""
-        kind = FLOATS[self.activations][1]
-        tables = rotary_tables(self.config, self.rotary_factor)
-        rope = {name: table.astype(kind) for name, table in tables.items()}
-        layout = {name: (kind, table.shape) for name, table in rope.items()}
-        whole = [Piece(name, 0, table) for name, table in rope.items()]
-        shared = {"rope": write_blob(self.store, layout, whole)}
+        dtype = FLOATS[self.activations][1]
+        shared = {}
+        for kind, tables in self.tables.items():
+            rope = {"cos": tables.cos.astype(dtype), "sin": tables.sin.astype(dtype)}
+            layout = {name: (dtype, table.shape) for name, table in rope.items()}
+            whole = [Piece(name, 0, table) for name, table in rope.items()]
+            shared[table_blob(kind)] = write_blob(self.store, layout, whole)
         if self.target == "portable":
             for bits in sorted({e.bits for e in self.encodings.values() if e.kind != "float"}):
                 zeros = np.full(self._most_zeros(bits), {4: 0x88, 8: 0x80}[bits], np.uint8)
@@ -319,9 +273,9 @@ class _Compilation:
         """Bytes of zero points of the largest product; one may take several matrices together."""
         ends = {weight for weight in self.encodings if not weight.startswith("layers.")}
         products: list[list[str]] = [[weight] for weight in sorted(ends)]
-        for index in range(self.num_blocks):
+        for index, nodes in enumerate(self.model.blocks):
             prefix = f"layers.{index}."
-            for node in self.block_nodes:
+            for node in nodes:
                 if node.operator == "Linear":
                     groups = linear_groups(node, self.encodings, prefix)
                     products += [[prefix + name for name in names] for names, _ in groups]
@@ -335,49 +289,50 @@ class _Compilation:
 
     def _recipes(self) -> list[Recipe]:
         """What every unit's blob is made of, in the order of the units."""
+        embedding = Product((EMBEDDING,), self.encodings[EMBEDDING])
+        blocks = enumerate(self.model.blocks)
         how = self.activations, self.calibration
-        embedding = Product(("embed_tokens.weight",), self.encodings["embed_tokens.weight"])
-        head = () if self.tied else (Product((HEAD,), self.encodings[HEAD]),)
         return [
             Recipe("embedding", "", (embedding,), (), *how),
-            *(self._block_recipe(index) for index in range(self.num_blocks)),
-            Recipe("head", "", head, (("norm.weight",),), *how),
+            *(self._recipe(f"block.{index}", f"layers.{index}.", nodes) for index, nodes in blocks),
+            self._recipe("head", "", self.model.head),
         ]
 
-    def _block_recipe(self, index: int) -> Recipe:
-        prefix = f"layers.{index}."
+    def _recipe(self, unit: str, prefix: str, nodes: Sequence[Node]) -> Recipe:
         products: list[Product] = []
         vectors: list[tuple[str, ...]] = []
-        for node in self.block_nodes:
+        plus_one: list[str] = []
+        for node in nodes:
             if node.operator == "Linear":
-                products += [
-                    Product(names, self.encodings[prefix + names[0]])
-                    for names, _ in linear_groups(node, self.encodings, prefix)
-                ]
+                if not (self.tied and node.names("weights") == (HEAD,)):
+                    products += [
+                        Product(names, self.encodings[prefix + names[0]])
+                        for names, _ in linear_groups(node, self.encodings, prefix)
+                    ]
                 vectors += [node.names("biases")] if node.names("biases") else []
-            elif node.operator == "RMSNorm":
+            elif node.operator in ("RMSNorm", "HeadNorm"):
                 vectors.append((f"{node.text('weight')}.weight",))
-        how = self.activations, self.calibration
-        return Recipe(f"block.{index}", prefix, tuple(products), tuple(vectors), *how)
+                plus_one += vectors[-1] if node.integer("plus_one") else ()
+        how = self.activations, self.calibration, tuple(plus_one)
+        return Recipe(unit, prefix, tuple(products), tuple(vectors), *how)
 
     def _embedding(self, recipe: Recipe) -> Unit:
-        return self._unit("embedding", self.lowering.embedding(), recipe)
+        return self._unit("embedding", self.lowering.embedding(self.model.embedding), recipe)
 
     def _block(self, index: int, recipe: Recipe) -> Unit:
-        lower, nodes = self.lowering.block, self.block_nodes
+        lower, nodes = self.lowering.block, self.model.blocks[index]
         first, last = f"hidden.{index + 1}", f"hidden.{index + 2}"
         graph = lower(nodes, recipe.unit, recipe.prefix, first, last)
-        key = tuple((product.names, product.encoding) for product in recipe.products)
+        key = (id(nodes), *((product.names, product.encoding) for product in recipe.products))
         if key not in self.structures:
             anywhere = lower(nodes, "block", recipe.prefix, "hidden.in", "hidden.out")
             self.structures[key] = anywhere.structure()
         return self._unit("block", graph, recipe, self.structures[key])
 
     def _head(self, recipe: Recipe) -> Unit:
-        epsilon = float(self.config.rms_norm_eps)
-        last = f"hidden.{self.num_blocks + 1}"
-        graph = self.lowering.head(epsilon, "head", last, self.tied)
-        structure = self.lowering.head(epsilon, "head", "hidden.in", self.tied).structure()
+        lower, nodes = self.lowering.head, self.model.head
+        graph = lower(nodes, f"hidden.{self.num_blocks + 1}", self.tied)
+        structure = lower(nodes, "hidden.in", self.tied).structure()
         return self._unit("head", graph, recipe, structure)
 
     def _unit(
@@ -398,3 +353,29 @@ class _Compilation:
             structure=structure or graph.structure(),
             num_parameters=sum(math.prod(self.checkpoint.shape(t)) for t in recipe.tensors),
         )
+
+
+def _shape(model: Model, max_context: int, context: int) -> Shape:
+    """The sizes of a traced model.
+
+    Raises:
+        InputError: its blocks keep keys and values of several shapes.
+    """
+    caches = {
+        (node.integer("num_kv_heads"), node.integer("head_dim"))
+        for nodes in model.kinds
+        for node in nodes
+        if node.operator == "Attention"
+    }
+    if len(caches) != 1:
+        raise InputError("blocks with several sizes of keys and values are not supported")
+    num_kv_heads, head_dim = caches.pop()
+    table = next(node for node in model.embedding if node.operator == "Embedding")
+    return Shape(
+        hidden_size=table.integer("columns"),
+        vocab_size=table.integer("rows"),
+        num_kv_heads=num_kv_heads,
+        head_dim=head_dim,
+        max_context=max_context,
+        static_context=min(context, max_context),
+    )

@@ -51,6 +51,8 @@ class GraphBuilder:
         self._constants: dict[str, onnx.TensorProto] = {}
         self._weights: dict[str, tuple[int, tuple[int, ...]]] = {}
         self._counts: dict[str, int] = {}
+        # Weights that lie in another unit's blob, by name: `BLOB:TENSOR`.
+        self.blob_of: dict[str, str] = {}
         # Values that several operators of this graph share, by a key of the lowering's choice.
         self.shared: dict[str, str] = {}
 

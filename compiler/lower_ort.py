@@ -10,13 +10,13 @@ The operators' definitions: onnxruntime, docs/ContribOperators.md.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from onnx import TensorProto
 
 from edgeshard.compiler.encoding import Encoding
 from edgeshard.compiler.graph import MICROSOFT, GraphBuilder
-from edgeshard.compiler.lowering import Lowering, tables
+from edgeshard.compiler.lowering import Lowering, table_blob, table_shape
 from edgeshard.compiler.semantic import Node
 from edgeshard.errors import InputError
 
@@ -122,14 +122,16 @@ class OrtLowering(Lowering):
         graph.input("seqlens_k", TensorProto.INT32, ("B",))
         graph.input("total_sequence_length", TensorProto.INT32, (1,))
 
-    def attention(self, graph: GraphBuilder, qkv: str, node: Node) -> str:
+    def attention(self, graph: GraphBuilder, inputs: Sequence[str], node: Node) -> str:
         """See `Lowering.attention`."""
         head_dim, num_kv_heads = node.integer("head_dim"), node.integer("num_kv_heads")
-        if head_dim % 16:
-            raise InputError(
-                f"head size {head_dim} is not a multiple of 16, which ONNX Runtime's fused rotary "
-                "attention needs; compile with --target portable"
-            )
+        rotary_dim = node.integer("rotary_dim")
+        for what, size in (("head size", head_dim), ("rotary size", rotary_dim)):
+            if size % 16:
+                raise InputError(
+                    f"{what} {size} is not a multiple of 16, which ONNX Runtime's fused rotary "
+                    "attention needs; compile with --target portable"
+                )
         cache = ("B", num_kv_heads, "C", head_dim)
         place = graph.place
         past = [
@@ -139,19 +141,24 @@ class OrtLowering(Lowering):
             graph.output(f"{place}.present_{part}", self.float_type, cache)
             for part in ("key", "value")
         ]
-        cos, sin = (
-            graph.weight(f"rope:{name}", self.float_type, tables(self.shape))
-            for name in ("cos", "sin")
-        )
+        tables: list[str] = []
+        if rotary_dim:
+            blob, shape = table_blob(node.text("table")), table_shape(self.shape, node)
+            tables = [
+                graph.weight(f"{blob}:{name}", self.float_type, shape) for name in ("cos", "sin")
+            ]
         lengths = ["seqlens_k", "total_sequence_length"]
+        packed_or_three = [*inputs, "", ""][:3]
         return graph.op(
             "GroupQueryAttention",
-            [qkv, "", "", *past, *lengths, cos, sin],
+            [*packed_or_three, *past, *lengths, *tables],
             domain=MICROSOFT,
             outputs=[f"{place}/attention/output_0", *present],
             num_heads=node.integer("num_heads"),
             kv_num_heads=num_kv_heads,
             scale=node.number("scale"),
-            do_rotary=1,
+            do_rotary=int(bool(rotary_dim)),
             rotary_interleaved=0,
+            local_window_size=node.integer("window") or -1,  # both are the operator's defaults
+            softcap=node.number("softcap"),
         )

@@ -7,7 +7,7 @@ Axes: B batch, S new positions, T all positions, H query heads, G queries per KV
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -15,7 +15,7 @@ from onnx import TensorProto
 
 from edgeshard.compiler.encoding import Encoding
 from edgeshard.compiler.graph import GraphBuilder
-from edgeshard.compiler.lowering import Lowering, tables
+from edgeshard.compiler.lowering import Lowering, table_blob, table_shape
 from edgeshard.compiler.semantic import Node
 from edgeshard.schemas.common import Precision, Target
 
@@ -129,18 +129,22 @@ class PortableLowering(Lowering):
         """See `Lowering.position_inputs`."""
         graph.input("position_ids", TensorProto.INT64, ("B", "S"))
 
-    def attention(self, graph: GraphBuilder, qkv: str, node: Node) -> str:
+    def attention(self, graph: GraphBuilder, inputs: Sequence[str], node: Node) -> str:
         """See `Lowering.attention`."""
         place, heads, kv = graph.place, node.integer("num_heads"), node.integer("num_kv_heads")
         size = node.integer("head_dim")
-        sizes = graph.integers(heads * size, kv * size, kv * size)
-        names = [f"{place}/attention/{part}" for part in ("query", "key", "value")]
-        graph.op("Split", [qkv, sizes], outputs=names, axis=-1)
+        names = list(inputs)
+        if len(names) == 1:
+            sizes = graph.integers(heads * size, kv * size, kv * size)
+            names = [f"{place}/attention/{part}" for part in ("query", "key", "value")]
+            graph.op("Split", [inputs[0], sizes], outputs=names, axis=-1)
         query, key, value = (
             self._heads(graph, name, count, size)
             for name, count in zip(names, (heads, kv, kv), strict=True)
         )
-        query, key = self._rotate(graph, query, size), self._rotate(graph, key, size)
+        if node.integer("rotary_dim"):
+            query = self._rotate(graph, query, "query", node)
+            key = self._rotate(graph, key, "key", node)
         key, value = (
             self._append(graph, "key", key, node),
             self._append(graph, "value", value, node),
@@ -155,7 +159,11 @@ class PortableLowering(Lowering):
         if node.number("scale") != 1.0:
             scale = graph.constant(np.full(1, node.number("scale"), self.float_dtype))
             scores = graph.op("Mul", [scores, scale])
-        weights = graph.op("Softmax", [self._mask(graph, scores, value)], axis=-1)
+        if node.number("softcap"):
+            cap = graph.constant(np.full(1, node.number("softcap"), self.float_dtype))
+            scores = graph.op("Mul", [graph.op("Tanh", [graph.op("Div", [scores, cap])]), cap])
+        scores = self._mask(graph, scores, value, node.integer("window"))
+        weights = graph.op("Softmax", [scores], axis=-1)
         value = graph.op("Unsqueeze", [value, graph.integers(2)])
         mixed = graph.op("MatMul", [weights, value])  # [B, KV, G, S, D]
         mixed = graph.op("Reshape", [mixed, graph.integers(0, heads, -1, size)])
@@ -166,26 +174,32 @@ class PortableLowering(Lowering):
         split = graph.op("Reshape", [x, graph.integers(0, 0, count, size)])
         return graph.op("Transpose", [split], perm=[0, 2, 1, 3])
 
-    def _rotate(self, graph: GraphBuilder, x: str, size: int) -> str:
-        """Rotate pairs (channel c, channel c + D/2) by the angle of the position."""
-        key = "rotary"
-        if key not in graph.shared:
-            for name in ("cos", "sin"):
-                table = graph.weight(f"rope:{name}", self.float_type, tables(self.shape))
+    def _rotate(self, graph: GraphBuilder, x: str, part: str, node: Node) -> str:
+        """Rotate pairs (channel c, channel c + R/2) of the first R by the angle of the position."""
+        blob, half = table_blob(node.text("table")), node.integer("rotary_dim") // 2
+        angles = []
+        for name in ("cos", "sin"):
+            key = f"{blob}:{name}"
+            if key not in graph.shared:
+                table = graph.weight(key, self.float_type, table_shape(self.shape, node))
                 rows = graph.op("Gather", [table, "position_ids"])
-                graph.shared[name] = graph.op("Unsqueeze", [rows, graph.integers(1)])
-            graph.shared[key] = key
-        cos, sin = graph.shared["cos"], graph.shared["sin"]
-        at = x.rsplit("/", 2)[-2]
-        halves = [f"{graph.place}/attention/{at}/half_{i}" for i in (0, 1)]
-        graph.op("Split", [x, graph.integers(size // 2, size // 2)], outputs=halves, axis=-1)
+                graph.shared[key] = graph.op("Unsqueeze", [rows, graph.integers(1)])
+            angles.append(graph.shared[key])
+        cos, sin = angles
+        rest = node.integer("head_dim") - 2 * half
+        pieces = [f"{graph.place}/attention/{part}/half_{i}" for i in (0, 1)]
+        sizes = [half, half]
+        if rest:
+            pieces.append(f"{graph.place}/attention/{part}/rest")
+            sizes.append(rest)
+        graph.op("Split", [x, graph.integers(*sizes)], outputs=pieces, axis=-1)
         low = graph.op(
-            "Sub", [graph.op("Mul", [halves[0], cos]), graph.op("Mul", [halves[1], sin])]
+            "Sub", [graph.op("Mul", [pieces[0], cos]), graph.op("Mul", [pieces[1], sin])]
         )
         high = graph.op(
-            "Add", [graph.op("Mul", [halves[1], cos]), graph.op("Mul", [halves[0], sin])]
+            "Add", [graph.op("Mul", [pieces[1], cos]), graph.op("Mul", [pieces[0], sin])]
         )
-        return graph.op("Concat", [low, high], axis=-1)
+        return graph.op("Concat", [low, high, *pieces[2:]], axis=-1)
 
     def _append(self, graph: GraphBuilder, part: str, new: str, node: Node) -> str:
         """The cache with the new positions behind it."""
@@ -196,13 +210,16 @@ class PortableLowering(Lowering):
         )
         return graph.op("Concat", [past, new], axis=2, outputs=[present])
 
-    def _mask(self, graph: GraphBuilder, scores: str, value: str) -> str:
-        """Hide positions behind the query's own: key t is seen by the query at p where t <= p."""
+    def _mask(self, graph: GraphBuilder, scores: str, value: str, window: int) -> str:
+        """Hide what a query must not see: key t is seen from p where p - window < t <= p."""
         keys = self._key_positions(graph, value)  # [T]
         queries = graph.op(
             "Unsqueeze", ["position_ids", graph.integers(1, 2, 4)]
         )  # [B, 1, 1, S, 1]
         hidden = graph.op("Greater", [keys, queries])
+        if window:
+            oldest = graph.op("Sub", [queries, graph.integers(window)])
+            hidden = graph.op("Or", [hidden, graph.op("LessOrEqual", [keys, oldest])])
         lowest = graph.constant(np.array(LOWEST[self.float_type], self.float_dtype))
         return graph.op("Where", [hidden, lowest, scores])
 

@@ -10,6 +10,7 @@ so that fusing units renames nothing. Axes: B batch, S new positions, P selected
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from onnx import TensorProto
 
 from edgeshard.compiler.encoding import FLOAT, Encoding
 from edgeshard.compiler.graph import GraphBuilder
+from edgeshard.compiler.rotary import SHARED
 from edgeshard.compiler.semantic import Node
 from edgeshard.errors import InputError
 from edgeshard.schemas.common import FloatType, Precision, Target
@@ -30,7 +32,8 @@ FLOATS: dict[FloatType, tuple[int, type[np.generic]]] = {
     "float16": (TensorProto.FLOAT16, np.float16),
     "bfloat16": (TensorProto.BFLOAT16, ml_dtypes.bfloat16),
 }
-ELEMENTWISE = {"Add", "Mul", "Sigmoid", "Sub", "Div", "Tanh", "Neg"}
+ELEMENTWISE = {"Add", "Mul", "Sigmoid", "Sub", "Div", "Tanh", "Neg", "Relu", "Erf", "Exp", "Sqrt"}
+EMBEDDING, HEAD = "embed_tokens.weight", "lm_head.weight"
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,6 @@ class Shape:
 
     hidden_size: int
     vocab_size: int
-    num_heads: int
     num_kv_heads: int
     head_dim: int
     max_context: int
@@ -96,8 +98,11 @@ class Lowering(ABC):
         """Rows of the embedding `[vocab, hidden]` for token ids `[B, S]`."""
 
     @abstractmethod
-    def attention(self, graph: GraphBuilder, qkv: str, node: Node) -> str:
-        """Causal attention of packed queries, keys and values `[B, S, (H + 2 KV) * D]`."""
+    def attention(self, graph: GraphBuilder, inputs: Sequence[str], node: Node) -> str:
+        """Causal attention of queries, keys and values: `[B, S, (H + 2 KV) * D]`, or three inputs.
+
+        `node` says what the scores go through, and how far back a query looks.
+        """
 
     @abstractmethod
     def position_inputs(self, graph: GraphBuilder) -> None:
@@ -105,14 +110,12 @@ class Lowering(ABC):
 
     # What all targets share
 
-    def embedding(self, place: str = "embedding", output: str = "hidden.1") -> GraphBuilder:
-        """The graph of the embedding unit."""
-        graph = GraphBuilder(place, self.opset)
-        tokens = graph.input("token_ids", TensorProto.INT64, (self.batch, "S"))
-        weight = "embed_tokens.weight"
-        hidden = self.gather(graph, tokens, f"embedding:{weight}", self.encodings[weight])
-        self._leave(graph, hidden, output)
-        graph.output(output, TensorProto.FLOAT, (self.batch, "S", self.shape.hidden_size))
+    def embedding(self, nodes: Sequence[Node]) -> GraphBuilder:
+        """The graph of the embedding unit; `nodes` from `trace_model`."""
+        graph = GraphBuilder("embedding", self.opset)
+        graph.input("token_ids", TensorProto.INT64, (self.batch, "S"))
+        self._walk(graph, nodes, "token_ids", "", "hidden.1")
+        graph.output("hidden.1", TensorProto.FLOAT, (self.batch, "S", self.shape.hidden_size))
         return graph
 
     def block(
@@ -121,50 +124,31 @@ class Lowering(ABC):
         """The graph of a decoder block.
 
         Args:
-            nodes: from `trace_block`, packed.
+            nodes: from `trace_model`.
             place: `block.7`.
             weights: prefix of its names in `encodings`, such as `layers.7.`.
             first: name of its input.
             last: name of its output.
         """
         graph = GraphBuilder(place, self.opset)
-        size = self.shape.hidden_size
-        hidden = graph.input(first, TensorProto.FLOAT, (self.batch, "S", size))
-        names = {"hidden": self.narrow(graph, hidden)}
+        size = (self.batch, "S", self.shape.hidden_size)
+        hidden = self.narrow(graph, graph.input(first, TensorProto.FLOAT, size))
         self.position_inputs(graph)
-        is_float32 = self.float_type == TensorProto.FLOAT
-        for node in nodes:
-            inputs = [names[name] for name in node.inputs]
-            final = node.outputs[0] == "hidden_out"
-            output = last if final and is_float32 else ""
-            names[node.outputs[0]] = self._lower(graph, node, inputs, weights, output)
-        if not is_float32:
-            self._leave(graph, names["hidden_out"], last)
-        graph.output(last, TensorProto.FLOAT, (self.batch, "S", size))
+        self._walk(graph, nodes, hidden, weights, last)
+        graph.output(last, TensorProto.FLOAT, size)
         return graph
 
-    def head(self, epsilon: float, place: str, first: str, tied: bool) -> GraphBuilder:
-        """The graph of the head: final norm and vocabulary product at `logit_positions [P]`."""
-        graph = GraphBuilder(place, self.opset)
-        shape = self.shape
-        size = (self.batch, "S", shape.hidden_size)
+    def head(self, nodes: Sequence[Node], first: str, tied: bool) -> GraphBuilder:
+        """The graph of the head: its nodes at `logit_positions [P]`, which each stand alone."""
+        graph = GraphBuilder("head", self.opset)
+        size = (self.batch, "S", self.shape.hidden_size)
         hidden = graph.input(first, TensorProto.FLOAT, size)
         positions = graph.input("logit_positions", TensorProto.INT64, ("P",))
         hidden = self.narrow(graph, graph.op("Gather", [hidden, positions], axis=1))
-        gamma = self.vector(graph, f"{place}:norm.weight", shape.hidden_size)
-        hidden = self.norm(graph, hidden, gamma, epsilon)
-        name = "embed_tokens.weight" if tied else "lm_head.weight"
-        blob = "embedding" if tied else place
-        logits = self.product(
-            graph,
-            hidden,
-            f"{blob}:{name}",
-            self.encodings[name],
-            shape.vocab_size,
-            shape.hidden_size,
-        )
-        self._leave(graph, logits, "logits")
-        graph.output("logits", TensorProto.FLOAT, (self.batch, "P", shape.vocab_size))
+        if tied:
+            graph.blob_of[HEAD] = f"embedding:{EMBEDDING}"
+        self._walk(graph, nodes, hidden, "", "logits")
+        graph.output("logits", TensorProto.FLOAT, (self.batch, "P", self.shape.vocab_size))
         return graph
 
     def vector(self, graph: GraphBuilder, name: str, size: int) -> str:
@@ -205,32 +189,97 @@ class Lowering(ABC):
             return scales
         return graph.op("Cast", [scales], at=at, to=self.float_type)
 
+    def _walk(
+        self, graph: GraphBuilder, nodes: Sequence[Node], first: str, weights: str, last: str
+    ) -> None:
+        is_float32 = self.float_type == TensorProto.FLOAT
+        names = {"hidden": first, "token_ids": first}
+        for node in nodes:
+            inputs = [names[name] for name in node.inputs]
+            final = is_float32 and node.outputs[0] == "hidden_out"
+            if node.operator == "Split":
+                outputs = [f"{graph.place}/{name}" for name in node.outputs]
+                self._split(graph, node, inputs[0], outputs)
+                names |= dict(zip(node.outputs, outputs, strict=True))
+                continue
+            result = self._lower(graph, node, inputs, weights, last if final else "")
+            names[node.outputs[0]] = result
+        if names["hidden_out"] != last:
+            self._leave(graph, names["hidden_out"], last)
+
     def _lower(
         self, graph: GraphBuilder, node: Node, inputs: list[str], weights: str, output: str
     ) -> str:
         named = [output] if output else []
         match node.operator:
+            case "Embedding":
+                return self.gather(
+                    graph, inputs[0], f"{graph.place}:{EMBEDDING}", self.encodings[EMBEDDING]
+                )
             case "RMSNorm":
-                gamma = f"{graph.place}:{node.text('weight')}.weight"
-                gamma = self.vector(graph, gamma, self.shape.hidden_size)
-                return self.norm(graph, inputs[0], gamma, node.number("epsilon"))
+                return self._norm(graph, node, inputs[0])
+            case "HeadNorm":
+                return self._head_norm(graph, node, inputs[0])
             case "Linear":
                 return self._linear(graph, node, inputs[0], weights)
             case "Attention":
-                return self.attention(graph, inputs[0], node)
+                return self.attention(graph, inputs, node)
+            case "Constant":
+                return self._number(graph, node.number("value"))
+            case "Gelu":
+                return self.gelu(graph, inputs[0], node.attributes.get("approximate") == "tanh")
             case "Reshape":
                 shape = graph.integers(*node.integers("shape"))
                 return graph.op("Reshape", [inputs[0], shape], outputs=named)
             case operator if operator in ELEMENTWISE:
                 return graph.op(operator, inputs, outputs=named)
-        raise InputError(f"operator {node.operator} of the block has no lowering for {self.target}")
+        raise InputError(f"operator {node.operator} of the model has no lowering for {self.target}")
+
+    def _norm(self, graph: GraphBuilder, node: Node, x: str) -> str:
+        name = f"{graph.place}:{node.text('weight')}.weight"
+        gamma = self.vector(graph, name, node.integer("size"))
+        return self.norm(graph, x, gamma, node.number("epsilon"))
+
+    def _head_norm(self, graph: GraphBuilder, node: Node, x: str) -> str:
+        heads, size = node.integer("heads"), node.integer("size")
+        split = graph.op("Reshape", [x, graph.integers(0, 0, heads, size)])
+        normed = self._norm(graph, node, split)
+        return graph.op("Reshape", [normed, graph.integers(0, 0, heads * size)])
+
+    def _split(self, graph: GraphBuilder, node: Node, x: str, outputs: Sequence[str]) -> None:
+        if "sizes" in node.attributes:
+            sizes = graph.integers(*node.integers("sizes"))
+            graph.op("Split", [x, sizes], outputs=outputs, axis=-1)
+        elif self.opset < 18:
+            graph.op("Split", [x], outputs=outputs, axis=-1)
+        else:
+            graph.op("Split", [x], outputs=outputs, axis=-1, num_outputs=len(outputs))
+
+    def _number(self, graph: GraphBuilder, value: float) -> str:
+        return graph.constant(np.array(value, self.float_dtype))
+
+    def gelu(self, graph: GraphBuilder, x: str, tanh: bool) -> str:
+        """Gaussian error linear unit, exact or by `tanh`; standard operators unless overridden."""
+        half, one = (self._number(graph, value) for value in (0.5, 1.0))
+        if tanh:
+            cube = graph.op("Mul", [graph.op("Mul", [x, x]), x])
+            small = self._number(graph, 0.044715)
+            inner = graph.op("Add", [x, graph.op("Mul", [cube, small])])
+            root = self._number(graph, math.sqrt(2 / math.pi))
+            share = graph.op("Tanh", [graph.op("Mul", [inner, root])])
+        else:
+            root = self._number(graph, math.sqrt(0.5))
+            share = graph.op("Erf", [graph.op("Mul", [x, root])])
+        share = graph.op("Add", [share, one])
+        return graph.op("Mul", [graph.op("Mul", [x, half]), share])
 
     def _linear(self, graph: GraphBuilder, node: Node, x: str, weights: str) -> str:
         columns = node.integer("in_features")
         results = []
         for names, rows in linear_groups(node, self.encodings, weights):
-            blob_name = f"{graph.place}:{joined_name(names)}"
-            encoding = self.encodings[weights + names[0]]
+            blob_name = graph.blob_of.get(names[0], f"{graph.place}:{joined_name(names)}")
+            tied = names[0] in graph.blob_of
+            encoding = self.encodings[blob_name.split(":")[1] if tied else weights + names[0]]
             results.append(self.product(graph, x, blob_name, encoding, sum(rows), columns))
         y = results[0] if len(results) == 1 else graph.op("Concat", results, axis=-1)
         if node.names("biases"):
@@ -258,9 +307,14 @@ def joined_name(names: Sequence[str]) -> str:
     return "+".join(names)
 
 
-def tables(shape: Shape) -> tuple[int, int]:
-    """Shape of the rotary tables: positions and half the channels of a head."""
-    return shape.max_context, shape.head_dim // 2
+def table_blob(kind: str) -> str:
+    """Label of the blob with the rotary tables of a kind of block."""
+    return "rope" if kind == SHARED else f"rope.{kind}"
+
+
+def table_shape(shape: Shape, node: Node) -> tuple[int, int]:
+    """Shape of an attention's rotary tables: positions and half of the rotated channels."""
+    return shape.max_context, node.integer("rotary_dim") // 2
 
 
 def precision_bits(precision: Precision) -> int:

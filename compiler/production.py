@@ -119,7 +119,7 @@ class Production:
     def _note_name(self, recipe: Recipe) -> str:
         products = [(p.names, p.encoding) for p in recipe.products]
         counts = [recipe.calibration.digest(name) for name in recipe.tensors]
-        made_of = (recipe.prefix, products, recipe.vectors, recipe.floats)
+        made_of = (recipe.prefix, products, recipe.vectors, recipe.floats, recipe.plus_one)
         text = repr((self._stamp, _code(), made_of, counts))
         return f"weights-{hashlib.sha256(text.encode()).hexdigest()}"
 

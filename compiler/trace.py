@@ -1,155 +1,252 @@
-"""Trace a decoder block of transformers into semantic operators, with no weight in memory.
+"""Trace a causal language model of transformers into semantic operators, with no weight in memory.
 
-    Hugging Face block ──fake tensors, torch.export──► nodes of the domain `edgeshard`:
+    whole model, fake tensors, torch.export ──► nodes of the domain `edgeshard`:
 
-    RMSNorm(x)            weight, epsilon
-    Linear(x)             weight, bias, in_features, out_features
-    Rotary(q, k)          position encoding of queries and keys `[B, H, S, D]`
-    Attention(q, k, v)    causal, with the KV cache; scale, num_heads, num_kv_heads, head_dim
+    Embedding(tokens)            weight
+    RMSNorm(x)                   weight, epsilon, size, plus_one
+    Linear(x)                    weight, bias, in_features, out_features
+    Table()                      cosines and sines of the positions; kind
+    Rotary(q, k, cos, sin)       position encoding of queries and keys `[B, H, S, D]`
+    Attention(q, k, v)           causal, with the KV cache; scale, window, softcap and head counts
+    Enter(x), Leave(x)           the borders of a decoder block; block
     and standard element-wise operators between them
 
-Correctness comes from the model's own code; how an operator runs is a target's business. Axes:
-B batch, S new positions, H heads, D channels of a head.
+Every distinct kind of block is traced once; its repetitions hand their input on and are compared
+with the one that was traced. Correctness comes from the model's own code; how an operator runs is a
+target's business. Axes: B batch, S new positions, H heads, D channels of a head.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import io
+import json
 import logging
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-import numpy
 import onnx
 import torch
 import transformers
-from numpy.typing import NDArray
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from edgeshard.compiler.semantic import Node, Value
+from edgeshard.compiler.module_check import check_rotary, norm_kind
+from edgeshard.compiler.rotary import Tables, rotary_tables
+from edgeshard.compiler.semantic import Model
+from edgeshard.compiler.trace_modules import (
+    LinearNode,
+    Masks,
+    NormNode,
+    TableNodes,
+    attention_node,
+    embedding_node,
+    rotary_node,
+    symbolic,
+)
+from edgeshard.compiler.trace_nodes import BATCH, SEQUENCE, split_model
 from edgeshard.errors import InputError
 
-DOMAIN = "edgeshard"
 ATTENTION = "edgeshard_semantic"
-# Sizes that no model has: they mark the batch and sequence axes in the traced constants.
-BATCH, SEQUENCE = 1009, 1013
-# What transformers may hand to an attention function without changing what it computes here.
-_HARMLESS = {"position_ids", "use_cache", "cache_position", "output_attentions", "is_causal"}
+# Settings that say nothing about the function, so that a model is traced once for several targets.
+_NO_FUNCTION = {"_name_or_path", "transformers_version", "dtype", "architectures"}
+_PLAIN = (bool, int, float, str, type(None))
 
 
-class _Linear(torch.nn.Module):
-    def __init__(self, name: str, linear: torch.nn.Linear) -> None:
+def trace_model(config: transformers.PretrainedConfig) -> tuple[Model, dict[str, Tables]]:
+    """Trace the model that `config` describes.
+
+    Args:
+        config: of a supported family.
+
+    Returns:
+        The semantic model, and the rotary tables that its blocks name.
+
+    Raises:
+        InputError: the model uses something that no target can lower yet; it is named.
+    """
+    plain = {key: value for key, value in config.to_dict().items() if key not in _NO_FUNCTION}
+    return _trace(_Configuration(json.dumps(plain, sort_keys=True, default=str), config))
+
+
+@dataclass(frozen=True)
+class _Configuration:
+    """A configuration, equal to others that describe the same function."""
+
+    text: str
+    value: transformers.PretrainedConfig = field(compare=False)
+
+
+@functools.lru_cache(maxsize=4)
+def _trace(configuration: _Configuration) -> tuple[Model, dict[str, Tables]]:
+    config = copy.deepcopy(configuration.value)
+    config._attn_implementation = ATTENTION
+    config.use_cache = False
+    ALL_ATTENTION_FUNCTIONS.register(ATTENTION, attention_node)
+    masks = Masks()
+    ALL_MASK_ATTENTION_FUNCTIONS.register(ATTENTION, masks.take)
+    with _quiet(), FakeTensorMode(allow_non_fake_inputs=True):
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    tables = rotary_tables(model.model.rotary_emb, config)
+    epsilons = _norm_kinds(model)
+    blocks = _Blocks(list(model.model.layers))
+    with _quiet(), _semantic_functions(model), FakeTensorMode(allow_non_fake_inputs=True):
+        _replace_modules(model, epsilons, tables)
+        tokens = torch.zeros(BATCH, SEQUENCE, dtype=torch.int64)
+        graph = _export(_Whole(model).eval(), tokens)
+    blocks.compare()
+    return split_model(graph, blocks.kinds, masks.windows(config.max_position_embeddings)), tables
+
+
+def _export(model: torch.nn.Module, tokens: torch.Tensor) -> onnx.GraphProto:
+    try:
+        program = torch.onnx.export(model, (tokens,), dynamo=True, optimize=True, verbose=False)
+    except torch.onnx.errors.OnnxExporterError as error:
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, InputError):
+                raise cause from None
+            cause = cause.__cause__
+        raise InputError(f"this model cannot be traced: {str(error.__cause__)[:200]}") from error
+    assert program is not None
+    return program.model_proto.graph
+
+
+class _Whole(torch.nn.Module):
+    def __init__(self, model: torch.nn.Module) -> None:
         super().__init__()
-        self.attributes: dict[str, str | int] = {
-            "weight": name,
-            "in_features": linear.in_features,
-            "out_features": linear.out_features,
-            "bias": int(linear.bias is not None),
-        }
+        self.model = model
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return _symbolic("Linear", (x,), self.attributes, (*x.shape[:-1], self.out_features))
-
-    @property
-    def out_features(self) -> int:
-        return int(self.attributes["out_features"])
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        # With a mask at hand transformers does not look for several texts packed into one.
+        seen = torch.ones_like(tokens)
+        output = self.model(input_ids=tokens, attention_mask=seen, use_cache=False)
+        logits: torch.Tensor = output.logits
+        return logits
 
 
-class _Norm(torch.nn.Module):
-    def __init__(self, name: str, epsilon: float) -> None:
-        super().__init__()
-        self.attributes = {"weight": name, "epsilon": epsilon}
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return _symbolic("RMSNorm", (x,), self.attributes, tuple(x.shape))
+# Putting them in place
 
 
-def _symbolic(
-    operator: str,
-    inputs: tuple[torch.Tensor, ...],
-    attributes: dict[str, Any],
-    shape: tuple[int, ...],
-) -> torch.Tensor:
-    return torch.onnx.ops.symbolic(
-        f"{DOMAIN}::{operator}",
-        inputs,
-        attrs=attributes,
-        dtype=inputs[0].dtype,
-        shape=shape,
-        version=1,
-    )
+class _Blocks:
+    """The decoder blocks: which ones are of one kind, and that the model treats these alike.
+
+    Attributes:
+        kinds: for each block, the index of the first one of its kind.
+    """
+
+    def __init__(self, layers: list[Any]) -> None:
+        self._received: dict[int, tuple[object, ...]] = {}
+        first: dict[tuple[object, ...], int] = {}
+        self.kinds = [
+            first.setdefault(_fingerprint(layer), index) for index, layer in enumerate(layers)
+        ]
+        for index, layer in enumerate(layers):
+            layer.forward = self._forward(index, layer.forward)
+
+    def _forward(self, index: int, forward: Callable[..., Any]) -> Callable[..., torch.Tensor]:
+        traced = self.kinds[index] == index
+
+        def run(hidden: torch.Tensor, *positional: object, **options: Any) -> torch.Tensor:
+            self._received[index] = _received(positional, options)
+            if not traced:
+                return hidden
+            hidden = symbolic("Enter", (hidden,), {"block": index}, tuple(hidden.shape))
+            result = forward(hidden, *positional, **options)
+            if not isinstance(result, torch.Tensor):
+                raise InputError("a block that gives more than hidden states is not supported")
+            return symbolic("Leave", (result,), {"block": index}, tuple(result.shape))
+
+        return run
+
+    def compare(self) -> None:
+        """Refuse blocks that look alike but are called differently.
+
+        Raises:
+            InputError: names the two.
+        """
+        for index, kind in enumerate(self.kinds):
+            if self._received.get(index) != self._received.get(kind):
+                raise InputError(f"blocks {kind} and {index} look alike but get other positions")
 
 
-def _rotary(
-    q: torch.Tensor, k: torch.Tensor, *_: object, **__: object
-) -> tuple[torch.Tensor, torch.Tensor]:
-    shapes, dtypes = (q.shape, k.shape), (q.dtype, k.dtype)
-    q, k = torch.onnx.ops.symbolic_multi_out(
-        f"{DOMAIN}::Rotary", (q, k), attrs={}, dtypes=dtypes, shapes=shapes, version=1
-    )
-    return q, k
+def _received(positional: tuple[object, ...], options: dict[str, Any]) -> tuple[object, ...]:
+    """What the model hands to a block, as far as it decides what the block computes."""
+    rotary = options.get("position_embeddings")
+    table = None if rotary is None else id(rotary[0])
+    return (len(positional), options.get("attention_mask"), table, sorted(options))
 
 
-def _attention(
-    module: torch.nn.Module,
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    mask: torch.Tensor | None,
-    *,
-    scaling: float,
-    dropout: float = 0.0,
-    **options: object,
-) -> tuple[torch.Tensor, None]:
-    del module, mask, dropout
-    refused = {name for name, value in options.items() if value is not None} - _HARMLESS
-    if refused:
-        raise InputError(f"attention option {', '.join(sorted(refused))} is not supported yet")
-    batch, num_heads, sequence, head_dim = q.shape
-    attributes = {
-        "scale": float(scaling),
-        "num_heads": num_heads,
-        "num_kv_heads": k.shape[1],
-        "head_dim": head_dim,
-    }
-    shape = (batch, sequence, num_heads, head_dim)
-    return _symbolic("Attention", (q, k, v), attributes, shape), None
+def _fingerprint(block: torch.nn.Module) -> tuple[object, ...]:
+    """Equal for blocks that compute the same function of their weights and input."""
+    parts: list[object] = []
+    for name, module in block.named_modules():
+        plain = tuple(
+            (key, value)
+            for key, value in sorted(vars(module).items())
+            if isinstance(value, _PLAIN) and key != "layer_idx"
+        )
+        shapes = tuple((key, tuple(p.shape)) for key, p in module.named_parameters(recurse=False))
+        parts.append((name, type(module), plain, shapes))
+    return tuple(parts)
 
 
-class _Block(torch.nn.Module):
-    def __init__(self, block: torch.nn.Module) -> None:
-        super().__init__()
-        self.block = block
+def _norm_kinds(model: torch.nn.Module) -> dict[str, tuple[float, bool]]:
+    """Epsilon of every norm, and whether its weight counts from one."""
+    known: dict[tuple[type, float], tuple[float, bool]] = {}
+    found = {}
+    for name, module in model.named_modules():
+        if type(module).__name__.endswith("RMSNorm"):
+            epsilon = float(getattr(module, "variance_epsilon", getattr(module, "eps", 0.0)))
+            key = (type(module), epsilon)
+            if key not in known:
+                known[key] = (epsilon, norm_kind(type(module), epsilon))
+            found[name] = known[key]
+    return found
 
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        # Rotary is semantic: the position embeddings that the block passes on are never read.
-        output = self.block(hidden, position_embeddings=(hidden, hidden), past_key_values=None)
-        return output if isinstance(output, torch.Tensor) else output[0]
 
-
-def _replace_modules(block: torch.nn.Module) -> None:
-    for name, module in list(block.named_modules()):
+def _replace_modules(
+    model: Any, norms: Mapping[str, tuple[float, bool]], tables: Mapping[str, Tables]
+) -> None:
+    for name, module in list(model.named_modules()):
+        local = _local_name(name)
         if isinstance(module, torch.nn.Linear):
-            block.set_submodule(name, _Linear(name, module))
-        elif type(module).__name__.endswith("RMSNorm"):
-            block.set_submodule(name, _Norm(name, float(module.variance_epsilon)))
+            model.set_submodule(name, LinearNode(local, module))
+        elif name in norms:
+            model.set_submodule(name, NormNode(local, module.weight.shape[0], *norms[name]))
+        elif isinstance(module, torch.nn.Embedding):
+            scale = getattr(module, "scalar_embed_scale", None)
+            if scale is not None:
+                with unset_fake_temporarily():
+                    module.embed_scale = torch.tensor(scale)
+    model.model.rotary_emb = TableNodes(tables)
+
+
+def _local_name(name: str) -> str:
+    """A module's name within its block, or within the model: what a checkpoint calls it."""
+    plain = name.removeprefix("model.")
+    return plain.split(".", 2)[2] if plain.startswith("layers.") and plain.count(".") > 1 else plain
 
 
 @contextlib.contextmanager
-def _semantic_functions(block: torch.nn.Module) -> Iterator[None]:
-    """Put our rotary function in place of the one that the block's module looks up."""
-    home: Any = sys.modules[type(block).__module__]
-    original = home.apply_rotary_pos_emb
-    home.apply_rotary_pos_emb = _rotary
+def _semantic_functions(model: Any) -> Iterator[None]:
+    """Put our functions in place of those that the model's code looks up."""
+    home: Any = sys.modules[type(model).__module__]
+    original, embedding = home.apply_rotary_pos_emb, torch.nn.Embedding.forward
+    check_rotary(original)
+    home.apply_rotary_pos_emb = rotary_node
+    torch.nn.Embedding.forward = embedding_node  # type: ignore[assignment]  # for this trace only
     try:
         yield
     finally:
         home.apply_rotary_pos_emb = original
+        torch.nn.Embedding.forward = embedding  # type: ignore[method-assign]
 
 
 @contextlib.contextmanager
@@ -162,89 +259,3 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(logging.NOTSET)
-
-
-def trace_block(config: transformers.PretrainedConfig) -> list[Node]:
-    """Trace one decoder block of the model that `config` describes.
-
-    Args:
-        config: of a supported family; its number of layers does not matter.
-
-    Returns:
-        Semantic nodes in topological order. The first reads `hidden`, the last writes `hidden_out`;
-        in shapes, 0 stands for an axis as in the input.
-
-    Raises:
-        InputError: the block uses something that no target can lower yet; it is named.
-    """
-    config = copy.deepcopy(config)
-    config.num_hidden_layers = 1
-    config._attn_implementation = ATTENTION
-    ALL_ATTENTION_FUNCTIONS.register(ATTENTION, _attention)
-    with _quiet(), FakeTensorMode(allow_non_fake_inputs=True):
-        model = transformers.AutoModelForCausalLM.from_config(config)
-        block = model.model.layers[0].eval()
-        with _semantic_functions(block):
-            _replace_modules(block)
-            hidden = torch.empty(BATCH, SEQUENCE, config.hidden_size)
-            program = torch.onnx.export(
-                _Block(block).eval(), (hidden,), dynamo=True, optimize=False, verbose=False
-            )
-    if program is None:
-        raise InputError("torch.onnx.export gave no program; check the versions of torch and onnx")
-    return _clean(program.model_proto.graph)
-
-
-def _clean(graph: onnx.GraphProto) -> list[Node]:
-    """Turn the traced nodes into semantic ones: shapes become attributes, identities vanish."""
-    names = {graph.input[0].name: "hidden", graph.output[0].name: "hidden_out"}
-    shapes = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
-    nodes = []
-    for node in graph.node:
-        attributes = {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
-        if node.op_type == "Constant":
-            value = attributes.get("value_ints", attributes.get("value_int"))
-            if value is None:
-                value = onnx.numpy_helper.to_array(attributes["value"])
-            shapes[node.output[0]] = numpy.atleast_1d(value)
-        elif node.op_type == "Concat" and all(name in shapes for name in node.input):
-            shapes[node.output[0]] = numpy.concatenate([shapes[name] for name in node.input])
-        elif node.op_type == "Identity":
-            names[node.output[0]] = names.get(node.input[0], node.input[0])
-        else:
-            nodes.append(_semantic_node(node, attributes, names, shapes))
-    return nodes
-
-
-def _semantic_node(
-    node: onnx.NodeProto,
-    attributes: dict[str, Any],
-    names: dict[str, str],
-    shapes: dict[str, NDArray[Any]],
-) -> Node:
-    inputs = tuple(names.get(name, name) for name in node.input)
-    outputs = tuple(names.get(name, name) for name in node.output)
-    if node.op_type == "Reshape":
-        shape = tuple(0 if i in (BATCH, SEQUENCE) else int(i) for i in shapes[node.input[1]])
-        return Node("Reshape", inputs[:1], outputs, {"shape": shape})
-    if node.op_type == "Linear":
-        weight = attributes["weight"].decode()
-        linear: dict[str, Value] = {
-            "weights": (f"{weight}.weight",),
-            "biases": (f"{weight}.bias",) if attributes["bias"] else (),
-            "in_features": attributes["in_features"],
-            "out_features": (attributes["out_features"],),
-        }
-        return Node("Linear", inputs, outputs, linear)
-    plain = {
-        key: value.decode()
-        if isinstance(value, bytes)
-        else tuple(value)
-        if isinstance(value, list)
-        else value
-        for key, value in attributes.items()
-    }
-    unknown = sorted(set(inputs) & set(shapes))
-    if unknown:
-        raise InputError(f"operator {node.op_type} with a constant operand is not supported yet")
-    return Node(node.op_type, inputs, outputs, plain)

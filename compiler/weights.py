@@ -41,6 +41,7 @@ class Recipe:
         vectors: groups of vectors; each group becomes one.
         floats: the type that floats lie in, that which the model computes in.
         calibration: says which columns count more.
+        plus_one: norms that scale by 1 + weight; the sum is what is written.
     """
 
     unit: str
@@ -49,6 +50,7 @@ class Recipe:
     vectors: tuple[tuple[str, ...], ...] = ()
     floats: FloatType = "float32"
     calibration: Calibration = field(default_factory=Calibration)
+    plus_one: tuple[str, ...] = ()
 
     @property
     def tensors(self) -> tuple[str, ...]:
@@ -104,6 +106,8 @@ def _float32_pieces(
         for name in names:
             values = checkpoint.floats(recipe.prefix + name)
             _check_finite(checkpoint, recipe.prefix + name, values)
+            if name in recipe.plus_one:
+                values = values + np.float32(1)
             yield Piece(joined_name(names), start, values)
             start += values.size
             on_values(values.size)

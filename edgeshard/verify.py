@@ -183,16 +183,17 @@ def greedy(
 
 
 def hidden_states(model: transformers.PreTrainedModel, ids: torch.Tensor) -> list[Floats]:
-    """Outputs of every unit: the embedding, each block, the logits."""
+    """Outputs of every unit: the embedding as the first block gets it, each block, the logits."""
     states: list[Floats] = []
 
-    def keep(_: object, __: object, output: object) -> None:
-        tensor = output if isinstance(output, torch.Tensor) else output[0]  # type: ignore[index]  # older blocks give a tuple
-        states.append(tensor.detach().numpy().copy())
+    def keep(value: object) -> None:
+        assert isinstance(value, torch.Tensor)
+        states.append(value.detach().numpy().copy())
 
-    parts = [model.model.embed_tokens, *model.model.layers, model.lm_head]
-    hooks = [part.register_forward_hook(keep) for part in parts]
-    model(ids)
+    layers = model.model.layers
+    hooks = [layers[0].register_forward_pre_hook(lambda _, inputs: keep(inputs[0]))]
+    hooks += [layer.register_forward_hook(lambda _, __, output: keep(output)) for layer in layers]
+    keep(model(ids).logits)
     for hook in hooks:
         hook.remove()
     return states

@@ -20,6 +20,14 @@ if TYPE_CHECKING:
     from edgeshard.schemas.profile import Profile
 
 
+def _list_architectures(wanted: bool) -> None:
+    if wanted:
+        from edgeshard.compiler.families import listing
+
+        typer.echo(listing())
+        raise typer.Exit
+
+
 def compile_command(
     model: Annotated[Path, typer.Argument(help="A Hugging Face folder or a .gguf file.")],
     out: Annotated[Path, typer.Option(help="Store that the model goes into.")],
@@ -78,6 +86,15 @@ def compile_command(
         Path, typer.Option(help="Write the plan here, and a measured profile beside it.")
     ] = Path("plan.json"),
     force: Annotated[bool, typer.Option("--force", help="Replace an existing plan.")] = False,
+    list_architectures: Annotated[
+        bool,
+        typer.Option(
+            "--list-architectures",
+            help="Print the model families that compile, and what is tested of each.",
+            callback=_list_architectures,
+            is_eager=True,
+        ),
+    ] = False,
 ) -> None:
     """Compile a checkpoint; two compiles of the same input give the same manifest digest.
 
@@ -85,6 +102,7 @@ def compile_command(
     """
     from edgeshard.artifacts.store import Store
 
+    del list_architectures  # its callback has answered
     # Whatever can be refused is refused before the long part.
     chosen = _choices(precision, target, activations, objective)
     measured = _offline_profile(profile, cluster)

@@ -159,14 +159,8 @@ def _mixtral(path: Path) -> Path:
     return path
 
 
-def _gelu(path: Path) -> Path:
-    _config(path, hidden_act="gelu")
-    return path
-
-
-def _dynamic_rope(path: Path) -> Path:
-    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
-    _config(path, rope_parameters=rope)
+def _mish(path: Path) -> Path:
+    _config(path, hidden_act="mish")
     return path
 
 
@@ -258,10 +252,9 @@ REFUSED: list[tuple[Callable[[Path], Path], str]] = [
     (_pickled, "pickled"),
     (_outside_index, "'../../other.safetensors'"),
     (_part_missing, "model-00001-of-00002.safetensors is missing"),
-    (_gpt2, "'gpt2' is not supported; supported: llama"),
-    (_mixtral, "'mixtral' is not supported; supported: llama"),
-    (_gelu, "'gelu' is not supported; supported: silu"),
-    (_dynamic_rope, "'dynamic' is not supported; supported: default"),
+    (_gpt2, "'gpt2' is not supported; supported: llama, mistral"),
+    (_mixtral, "'mixtral' is not supported; supported: llama, mistral"),
+    (_mish, "operator Mish"),
     (_wrong_shape, "layers.1.mlp.up_proj.weight"),
     (_missing_tensor, "lacks layers.2.self_attn.k_proj.weight"),
     (_unknown_tensor, "unknown tensor extra.weight"),
@@ -272,7 +265,7 @@ REFUSED: list[tuple[Callable[[Path], Path], str]] = [
     (_gguf_cut_header, "tiny.gguf is not a whole GGUF file"),
     (_gguf_garbage, "tiny.gguf is not a whole GGUF file"),
     (_gguf_empty, "tiny.gguf is not a whole GGUF file"),
-    (_gguf_gpt2, "'gpt2' is not supported; supported: llama"),
+    (_gguf_gpt2, "'gpt2' is not supported; supported: llama, mistral"),
     (_gguf_unknown, "'rope_freqs.weight'"),
     (_gguf_missing, "lacks layers.1.mlp.up_proj.weight"),
     (_gguf_nan_scale, "holds NaN or infinity"),

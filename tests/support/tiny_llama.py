@@ -105,7 +105,7 @@ def save(variant: str, folder: Path) -> Path:
 
 
 @cache
-def _home() -> Path:
+def home() -> Path:
     """A folder that lasts as long as the test run."""
     home = Path(tempfile.mkdtemp(prefix="edgeshard-tests-"))
     atexit.register(shutil.rmtree, home, ignore_errors=True)
@@ -115,7 +115,7 @@ def _home() -> Path:
 @cache
 def folder(variant: str) -> Path:
     """The variant's Hugging Face folder, made once in a test run; not to be changed."""
-    return save(variant, _home() / "checkpoints" / variant)
+    return save(variant, home() / "checkpoints" / variant)
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ class CompiledModel:
 @cache
 def compiled(variant: str, precision: Precision = "fp32", target: Target = "ort") -> CompiledModel:
     """The variant compiled, once in a test run; not to be changed."""
-    store = Store(_home() / f"{variant}-{precision}-{target}")
+    store = Store(home() / f"{variant}-{precision}-{target}")
     result = compile_model(folder(variant), store, precision=precision, target=target)
     return CompiledModel(store, result.manifest, result.blob)
 

@@ -1,0 +1,56 @@
+"""Compares what a trace takes for granted with what the model's modules compute.
+
+A norm or a rotary embedding enters the trace by its name. Here its own code runs on a few numbers,
+so that one which only looks like what we know is refused instead of compiled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from edgeshard.errors import InputError
+
+_SIZE = 16
+_TOLERANCE = 1e-5
+
+
+def norm_kind(kind: Any, epsilon: float) -> bool:
+    """Whether a root-mean-square norm scales by `1 + weight` instead of `weight`.
+
+    Raises:
+        InputError: it computes something else.
+    """
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(3, _SIZE, generator=draw)
+    weight = torch.randn(_SIZE, generator=draw)
+    norm = kind(_SIZE, eps=epsilon)
+    with torch.no_grad():
+        norm.weight.copy_(weight)
+        found = norm(x)
+        plain = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + epsilon)
+        for plus_one in (False, True):
+            if torch.allclose(found, plain * (weight + plus_one), atol=_TOLERANCE):
+                return plus_one
+    raise InputError(f"{kind.__name__} is not a root-mean-square norm that is known here")
+
+
+def check_rotary(apply: Callable[..., tuple[torch.Tensor, torch.Tensor]]) -> None:
+    """Compare a model's rotary function with the rotation of channel halves.
+
+    Raises:
+        InputError: it pairs other channels.
+    """
+    draw = torch.Generator().manual_seed(0)
+    q, k = (torch.randn(1, heads, 3, _SIZE, generator=draw) for heads in (2, 1))
+    angles = torch.randn(1, 3, _SIZE // 2, generator=draw)
+    cos, sin = (torch.cat((f(angles), f(angles)), dim=-1) for f in (torch.cos, torch.sin))
+    for found, x in zip(apply(q, k, cos, sin), (q, k), strict=True):
+        low, high = x.chunk(2, dim=-1)
+        turned = x * cos + torch.cat((-high, low), dim=-1) * sin
+        if not torch.allclose(found, turned, atol=_TOLERANCE):
+            raise InputError(
+                "a rotary embedding that pairs other channels than c and c + D/2 is not supported"
+            )

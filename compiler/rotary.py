@@ -1,0 +1,82 @@
+"""Rotary tables, from the model's own rotary module, and how far they hold.
+
+A table is `cos, sin [positions, rotary_dim / 2]`. Where a scaling depends on the length of the
+text, the table covers the lengths for which it does not: longer ones would need other keys in the
+cache.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from numpy.typing import NDArray
+
+from edgeshard.errors import InputError
+
+# Of these, `dynamic` changes beyond max_position_embeddings, where no table reaches, and
+# `longrope` beyond original_max_position_embeddings.
+SCALINGS = ("default", "linear", "dynamic", "llama3", "yarn", "longrope", "proportional")
+SHARED = "default"
+
+
+@dataclass(frozen=True)
+class Tables:
+    """Cosines and sines `[positions, rotary_dim / 2]` of one kind of block."""
+
+    cos: NDArray[np.float32]
+    sin: NDArray[np.float32]
+
+    def scaled(self, factor: float) -> Tables:
+        """The tables times a factor; see `fold_scale`."""
+        return Tables(self.cos * np.float32(factor), self.sin * np.float32(factor))
+
+
+def rotary_tables(module: Any, config: transformers.PretrainedConfig) -> dict[str, Tables]:
+    """Tables of a model by the kind of block; `default` where all blocks share one.
+
+    Args:
+        module: the model's rotary module; another one of its class is made, with real numbers.
+        config: of the model.
+
+    Raises:
+        InputError: a scaling is not known.
+    """
+    parameters: dict[str, Any] = config.rope_parameters or {}
+    kinds = [kind for kind, value in parameters.items() if isinstance(value, dict)]
+    by_kind = {kind: parameters[kind] for kind in kinds} if kinds else {SHARED: parameters}
+    used = set(getattr(config, "layer_types", None) or kinds)
+    real = type(module)(config=config)
+    tables = {}
+    positions = context_limit(config)
+    for kind, values in by_kind.items():
+        scaling = str(values.get("rope_type", "default"))
+        if scaling not in SCALINGS:
+            known = ", ".join(SCALINGS)
+            raise InputError(f"RoPE scaling {scaling!r} is not supported; supported: {known}")
+        if kind != SHARED and kind not in used:
+            continue
+        with torch.no_grad():
+            ids = torch.arange(positions)[None]
+            options = {} if kind == SHARED else {"layer_type": kind}
+            cos, sin = real(torch.empty(1, 1, 1), ids, **options)
+        half = cos.shape[-1] // 2
+        tables[kind] = Tables(
+            np.ascontiguousarray(cos[0, :, :half].numpy()),
+            np.ascontiguousarray(sin[0, :, :half].numpy()),
+        )
+    return tables
+
+
+def context_limit(config: transformers.PretrainedConfig) -> int:
+    """Positions for which the rotary embedding does not depend on the length of the text."""
+    limit = int(config.max_position_embeddings)
+    parameters: dict[str, Any] = config.rope_parameters or {}
+    nested = [value for value in parameters.values() if isinstance(value, dict)]
+    for values in nested or [parameters]:
+        if values.get("rope_type") == "longrope":
+            limit = min(limit, int(values["original_max_position_embeddings"]))
+    return limit
