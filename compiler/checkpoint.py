@@ -18,6 +18,12 @@ from edgeshard.compiler.families import FAMILIES
 from edgeshard.errors import InputError
 from edgeshard.schemas.common import Digest
 
+PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+PICKLED_REMEDY = (
+    "which can run code when read; convert it to safetensors with transformers' save_pretrained"
+)
+MAX_POSITIONS = 2**21  # rotary tables of more do not fit a device that this is made for
+
 
 class Checkpoint(Protocol):
     """Read access to a checkpoint; a piece of a tensor is in memory, or one tensor."""
@@ -55,22 +61,29 @@ class Checkpoint(Protocol):
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Open a Hugging Face folder or a GGUF file.
+    """Open a Hugging Face folder, a GGUF file, or what a hub id stands for.
 
     Raises:
         InputError: missing, truncated, of an unsupported architecture, or in a format that is
             refused (pickled weights).
     """
     from edgeshard.compiler.gguf_checkpoint import GgufCheckpoint
+    from edgeshard.compiler.hub import fetch, is_hub_id
     from edgeshard.compiler.safetensors_checkpoint import SafetensorsCheckpoint
 
     if path.is_dir():
         return SafetensorsCheckpoint(path)
     if path.suffix == ".gguf" and path.is_file():
         return GgufCheckpoint(path)
-    if not path.exists():
-        raise InputError(f"no checkpoint at {path}; give a Hugging Face folder or a .gguf file")
-    raise InputError(f"{path} is neither a Hugging Face folder nor a .gguf file")
+    if path.suffix in PICKLED and path.is_file():
+        raise InputError(f"{path} is pickled, {PICKLED_REMEDY}")
+    if path.suffix == ".safetensors" and path.is_file():
+        raise InputError(f"{path} has no configuration beside it by itself; give its folder")
+    if path.exists():
+        raise InputError(f"{path} is neither a Hugging Face folder nor a .gguf file")
+    if is_hub_id(path):
+        return SafetensorsCheckpoint(fetch(path))
+    raise InputError(f"no checkpoint at {path}; give a Hugging Face folder or a .gguf file")
 
 
 def check_architecture(model_type: str, config: transformers.PretrainedConfig | None) -> None:
@@ -86,3 +99,35 @@ def check_architecture(model_type: str, config: transformers.PretrainedConfig | 
         return
     if getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None):
         raise InputError("mixture-of-experts models are not supported yet")
+    for name in (
+        *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
+        *("num_attention_heads", "num_key_value_heads", "max_position_embeddings"),
+    ):
+        value = getattr(config, name, None)
+        if not isinstance(value, int) or value < 1:
+            raise InputError(f"{name} of the configuration is {value!r}, not a number above 0")
+    if config.max_position_embeddings > MAX_POSITIONS:
+        raise InputError(
+            f"max_position_embeddings is {config.max_position_embeddings}, at most {MAX_POSITIONS} "
+            "are supported; lower it in config.json"
+        )
+    if config.num_attention_heads % config.num_key_value_heads:
+        raise InputError(
+            f"{config.num_attention_heads} heads of queries are no multiple of "
+            f"{config.num_key_value_heads} heads of keys"
+        )
+
+
+def check_layers(checkpoint: Checkpoint) -> None:
+    """Compare the number of layers with the tensors before a model of that many is made.
+
+    Raises:
+        InputError: the configuration says another number.
+    """
+    numbers = [name.split(".")[1] for name in checkpoint.names() if name.startswith("layers.")]
+    found = 1 + max((int(number) for number in numbers if number.isdecimal()), default=-1)
+    if found != checkpoint.config.num_hidden_layers:
+        raise InputError(
+            f"{checkpoint.path} has tensors of {found} layers, its configuration says "
+            f"{checkpoint.config.num_hidden_layers}"
+        )

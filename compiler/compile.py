@@ -22,7 +22,7 @@ from edgeshard.artifacts.store import Store
 from edgeshard.compiler.assets import write_text_assets
 from edgeshard.compiler.blob import Piece, WrittenBlob, write_blob
 from edgeshard.compiler.calibration import Calibration
-from edgeshard.compiler.checkpoint import Checkpoint, open_checkpoint
+from edgeshard.compiler.checkpoint import Checkpoint, check_layers, open_checkpoint
 from edgeshard.compiler.choice import Wish, choose_encodings
 from edgeshard.compiler.encoding import STORED
 from edgeshard.compiler.graph import Extent, GraphBuilder
@@ -179,6 +179,7 @@ class _Compilation:
 
     def run(self, name: str | None, targets: tuple[Target, ...]) -> ModelManifest:
         self.report(Progress("tracing the model", 0, 1))
+        check_layers(self.checkpoint)
         traced, tables = trace_model(self.config)
         self.model, factors = fold_scale(traced)
         self.tables = {kind: table.scaled(factors.get(kind, 1.0)) for kind, table in tables.items()}

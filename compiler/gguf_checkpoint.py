@@ -56,7 +56,12 @@ class GgufCheckpoint:
             raise InputError(
                 f"{path} is truncated: {path.stat().st_size} bytes of {end}; fetch it again"
             )
-        check_architecture(self._field("general.architecture"), None)
+        architecture = self._field("general.architecture")
+        if architecture != "llama":
+            raise InputError(
+                f"GGUF architecture {architecture!r} is not supported; supported: llama (which "
+                "Mistral and SmolLM2 call themselves, too); give the Hugging Face folder"
+            )
         loaded = load_gguf_checkpoint(path, return_tensors=False)["config"]
         self.config: transformers.PretrainedConfig = transformers.AutoConfig.for_model(**loaded)
         check_architecture(self.config.model_type, self.config)

@@ -14,12 +14,11 @@ import transformers
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from edgeshard.compiler.checkpoint import check_architecture
+from edgeshard.compiler.checkpoint import PICKLED, PICKLED_REMEDY, check_architecture
 from edgeshard.compiler.stored import VALUE_BYTES, read_rows, widen
 from edgeshard.errors import InputError
 
 _TYPES = {"F32", "F16", "BF16"}
-_PICKLED = ("*.bin", "*.pt", "*.pth")
 
 
 class SafetensorsCheckpoint:
@@ -37,7 +36,14 @@ class SafetensorsCheckpoint:
         self.path = path
         plain = self._json("config.json")
         check_architecture(str(plain.get("model_type")), None)
-        self.config: transformers.PretrainedConfig = transformers.AutoConfig.from_pretrained(path)
+        _check_plain(path, plain)
+        try:
+            self.config: transformers.PretrainedConfig = transformers.AutoConfig.from_pretrained(
+                path
+            )
+        except Exception as error:  # whatever transformers' own checks raise
+            line = " ".join(str(error).split())[:200]
+            raise InputError(f"{path}/config.json makes no configuration: {line}") from error
         check_architecture(self.config.model_type, self.config)
         self._files: dict[str, Path] = {}
         self._offsets: dict[str, int] = {}
@@ -48,8 +54,28 @@ class SafetensorsCheckpoint:
             except (SafetensorError, OSError) as error:
                 raise InputError(f"{file} is not whole: {error}; fetch it again") from error
             self._open_files[file] = handle
-            self._files.update(dict.fromkeys(handle.keys(), file))
+            for tensor in handle.keys():  # noqa: SIM118  # the handle is no mapping
+                if tensor in self._files:
+                    first = self._files[tensor].name
+                    raise InputError(f"tensor {tensor} lies in {first} and again in {file}")
+                self._files[tensor] = file
             self._offsets.update(_offsets(file))
+        self._check_index()
+
+    def _check_index(self) -> None:
+        """Refuse an index that names other places than the files have."""
+        if (self.path / "model.safetensors").exists():
+            return
+        index = self._json("model.safetensors.index.json")["weight_map"]
+        assert isinstance(index, dict)
+        for tensor, name in index.items():
+            actual = self._files.get(tensor)
+            if actual is None or actual.name != name:
+                where = "no file has it" if actual is None else f"it lies in {actual.name}"
+                raise InputError(
+                    f"the index of {self.path} says that {tensor} lies in {name}, but {where}; "
+                    "fetch the whole checkpoint"
+                )
 
     def _weight_files(self) -> list[Path]:
         single = self.path / "model.safetensors"
@@ -66,11 +92,8 @@ class SafetensorsCheckpoint:
                 if not (self.path / name).exists():
                     raise InputError(f"{self.path / name} is missing; fetch the whole checkpoint")
             return [self.path / name for name in names]
-        if any(next(self.path.glob(pattern), None) for pattern in _PICKLED):
-            raise InputError(
-                f"{self.path} has pickled weights only, which can run code when read; "
-                "convert them to safetensors with transformers' save_pretrained"
-            )
+        if any(next(self.path.glob(f"*{pattern}"), None) for pattern in PICKLED):
+            raise InputError(f"{self.path} has pickled weights only, {PICKLED_REMEDY}")
         raise InputError(f"{self.path} has no model.safetensors; give a whole checkpoint")
 
     def _json(self, name: str) -> dict[str, object]:
@@ -88,6 +111,7 @@ class SafetensorsCheckpoint:
             "config.json",
             "generation_config.json",
             "tokenizer.json",
+            "tokenizer.model",
             "tokenizer_config.json",
             "chat_template.jinja",
         )
@@ -141,7 +165,22 @@ class SafetensorsCheckpoint:
         """See `Checkpoint.tokenizer`."""
         if not any((self.path / name).exists() for name in ("tokenizer.json", "tokenizer.model")):
             return None
-        return transformers.AutoTokenizer.from_pretrained(self.path)
+        try:
+            return transformers.AutoTokenizer.from_pretrained(self.path)
+        except Exception as error:  # of the tokenizers package, or of what reads tokenizer.model
+            line = " ".join(str(error).split())[:200]
+            raise InputError(f"the tokenizer of {self.path} cannot be read: {line}") from error
+
+
+def _check_plain(path: Path, plain: dict[str, object]) -> None:
+    """Refuse weights that are quantised in a form of another tool."""
+    quantised = plain.get("quantization_config")
+    if isinstance(quantised, dict):
+        method = str(quantised.get("quant_method", "unknown")).upper()
+        raise InputError(
+            f"{path} is quantised with {method}, which is not supported yet; give the original "
+            "checkpoint and --precision int4, or a GGUF file"
+        )
 
 
 def _offsets(file: Path) -> dict[str, int]:

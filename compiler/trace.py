@@ -92,7 +92,7 @@ def _trace(configuration: _Configuration) -> tuple[Model, dict[str, Tables]]:
     masks = Masks()
     ALL_MASK_ATTENTION_FUNCTIONS.register(ATTENTION, masks.take)
     with _quiet(), FakeTensorMode(allow_non_fake_inputs=True):
-        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+        model = _build(config)
     tables = rotary_tables(model.model.rotary_emb, config)
     epsilons = _norm_kinds(model)
     blocks = _Blocks(list(model.model.layers))
@@ -102,6 +102,14 @@ def _trace(configuration: _Configuration) -> tuple[Model, dict[str, Tables]]:
         graph = _export(_Whole(model).eval(), tokens)
     blocks.compare()
     return split_model(graph, blocks.kinds, masks.windows(config.max_position_embeddings)), tables
+
+
+def _build(config: transformers.PretrainedConfig) -> Any:
+    try:
+        return transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        line = " ".join(str(error).split())[:200]
+        raise InputError(f"the configuration makes no model: {line}") from error
 
 
 def _export(model: torch.nn.Module, tokens: torch.Tensor) -> onnx.GraphProto:

@@ -51,7 +51,16 @@ SIMULATOR_SEES = {
     "edgeshard.runtime.schedule_events",
     "edgeshard.runtime.wire",
 }
-COMPILE_ONLY = {"accelerate", "gguf", "numba", "onnxscript", "optimum", "safetensors", "torch"}
+COMPILE_ONLY = {
+    "accelerate",
+    "gguf",
+    "huggingface_hub",
+    "numba",
+    "onnxscript",
+    "optimum",
+    "safetensors",
+    "torch",
+}
 COMPILE_ONLY.add("transformers")
 COMPILE_ONLY.add("edgeshard.compiler")
 MAY_COMPILE = {

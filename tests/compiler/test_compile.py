@@ -265,7 +265,7 @@ REFUSED: list[tuple[Callable[[Path], Path], str]] = [
     (_gguf_cut_header, "tiny.gguf is not a whole GGUF file"),
     (_gguf_garbage, "tiny.gguf is not a whole GGUF file"),
     (_gguf_empty, "tiny.gguf is not a whole GGUF file"),
-    (_gguf_gpt2, "'gpt2' is not supported; supported: llama, mistral"),
+    (_gguf_gpt2, "'gpt2' is not supported; supported: llama (which"),
     (_gguf_unknown, "'rope_freqs.weight'"),
     (_gguf_missing, "lacks layers.1.mlp.up_proj.weight"),
     (_gguf_nan_scale, "holds NaN or infinity"),
