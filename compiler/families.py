@@ -81,12 +81,6 @@ FAMILIES: dict[str, Family] = {
         "Phi-3, Phi-3.5, Phi-4",
         {
             "packed projections, a window": _WINDOW,
-            "partial rotary embedding, longrope": {
-                "head_dim": 32,
-                "partial_rotary_factor": 0.5,
-                "original_max_position_embeddings": 160,
-                **_rope("longrope", partial_rotary_factor=0.5, **_LONG),
-            },
         },
     ),
     "granite": Family(

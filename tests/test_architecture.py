@@ -27,6 +27,7 @@ ALLOWED = {
         *("edgeshard.artifacts", "edgeshard.schemas"),
         *(
             "gguf",
+            "huggingface_hub",
             "ml_dtypes",
             "msgspec",
             "numba",
