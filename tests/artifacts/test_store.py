@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from edgeshard.artifacts.store import Store
 from edgeshard.errors import ArtifactError, InputError
 from edgeshard.schemas.common import Blob
+from edgeshard.schemas.note import SourceNote
 from support.tiny_llama import compiled
 
 
@@ -205,3 +206,39 @@ def test_a_changed_manifest_is_refused(store: Store) -> None:
 
     with pytest.raises(ArtifactError, match=blob.digest):
         store.model(manifest.name)
+
+
+# Writing in any order, notes
+
+
+def test_bytes_may_come_in_any_order(store: Store) -> None:
+    with store.writer(".json") as writer:
+        writer.reserve(6)
+        writer.write_at(3, b"def")
+        writer.write_at(0, b"abc")
+        blob = writer.finish()
+
+    assert blob == store.put(b"abcdef", ".json")
+    assert store.read(blob) == b"abcdef"
+
+
+def test_a_note_comes_back_and_a_broken_one_is_as_none(store: Store) -> None:
+    note = SourceNote(digest=f"sha256:{'0' * 64}")
+    assert store.note("source-1", SourceNote) is None
+
+    store.put_note("source-1", note)
+    (store.root / "notes" / "source-2.json").write_text('{"format": ')
+
+    assert store.note("source-1", SourceNote) == note
+    assert store.note("source-2", SourceNote) is None
+
+
+def test_sweeping_takes_what_dead_processes_left_and_no_more(store: Store) -> None:
+    old, new = (store.root / "incoming" / name for name in ("old.json", "new.json"))
+    for path in (old, new):
+        path.touch()
+    os.utime(old, (0, 0))
+
+    store.sweep()
+
+    assert _incoming(store) == [new]
