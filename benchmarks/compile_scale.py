@@ -53,13 +53,14 @@ NAMES = {
 
 @dataclass(frozen=True)
 class Row:
-    """One measurement; a peak of 0 was not taken."""
+    """One measurement; a peak of 0 was not taken. `cpu_seconds` tells work from waiting."""
 
     what: str
     seconds: float
     input_bytes: int
     output_bytes: int
     peak_bytes: int = 0
+    cpu_seconds: float = 0.0
     remark: str = ""
 
 
@@ -145,8 +146,18 @@ def memory_cgroup(limit_bytes: int) -> Iterator[Path]:
             time.sleep(0.1)
 
 
-def run(command: Sequence[str | Path], group: Path | None = None) -> tuple[float, int, str]:
-    """Run a command; its seconds, the largest resident set of it and its children, its output."""
+@dataclass(frozen=True)
+class Finished:
+    """A command that ended well; the peak is the largest resident set of it and its children."""
+
+    seconds: float
+    cpu_seconds: float
+    peak_bytes: int
+    text: str
+
+
+def run(command: Sequence[str | Path], group: Path | None = None) -> Finished:
+    """Run a command, within a cgroup where one is given."""
     started = time.perf_counter()
     join = f'echo $$ > "{group}/cgroup.procs"; ' if group else ""
     line = ["sh", "-c", f'{join}exec "$@"', "sh", *map(str, command)]
@@ -157,7 +168,8 @@ def run(command: Sequence[str | Path], group: Path | None = None) -> tuple[float
         process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"{' '.join(line)} ended with {process.returncode}\n{text[-2000:]}")
-    return time.perf_counter() - started, usage.ru_maxrss * 1024, text
+    seconds = time.perf_counter() - started
+    return Finished(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024, text)
 
 
 def compile_row(
@@ -178,15 +190,19 @@ def compile_row(
     esc += ["--precision", precision, "--name", name, "--jobs", str(jobs)]
     if limit_mib:
         with memory_cgroup(limit_mib * 2**20) as group:
-            seconds, peak, text = run(esc, group)
+            done = run(esc, group)
             charged = int((group / "memory.max_usage_in_bytes").read_text())
             remark += f"; cgroup of {limit_mib} MiB, charged at most {charged >> 20} MiB"
     else:
-        seconds, peak, text = run(esc)
-    remark = "; ".join(part for part in (remark, text.strip().splitlines()[-1][:19]) if part)
+        done = run(esc)
+    remark += f"; {done.text.strip().splitlines()[-1][:19]}"
     source = sum(path.stat().st_size for path in checkpoint.files())
     made = sum(p.stat().st_size for p in (store / "blobs").glob("*.safetensors"))
-    return Row(f"esc compile {precision}", seconds, source, made, peak, remark)
+    return _row(f"esc compile {precision}", done, source, made, remark)
+
+
+def _row(what: str, done: Finished, source: int, made: int, remark: str) -> Row:
+    return Row(what, done.seconds, source, made, done.peak_bytes, done.cpu_seconds, remark)
 
 
 def write_gguf(checkpoint: Checkpoint, path: Path) -> None:
@@ -240,22 +256,22 @@ def llama_row(quantize: Path, source: Path, threads: int) -> Row:
         target,
         "Q4_0",
     ]
-    seconds, peak, _ = run([*command, str(threads)])
-    row = Row(
-        "llama-quantize Q4_0", seconds, source.stat().st_size, target.stat().st_size, peak, "mapped"
-    )
+    done = run([*command, str(threads)])
+    sizes = source.stat().st_size, target.stat().st_size
+    row = _row("llama-quantize Q4_0", done, *sizes, "cold")
     target.unlink()
     return row
 
 
 def table(rows: Sequence[Row]) -> str:
     """The rows in Markdown."""
-    lines = ["| | s | read GB | written GB | GB/s in | GB/s out | peak MiB | |"]
-    lines.append("|---|--:|--:|--:|--:|--:|--:|---|")
+    lines = ["| | s | CPU s | read GB | written GB | GB/s in | GB/s out | peak MiB | |"]
+    lines.append("|---|--:|--:|--:|--:|--:|--:|--:|---|")
     for row in rows:
         rates = [f"{size / row.seconds / 1e9:.2f}" for size in (row.input_bytes, row.output_bytes)]
         lines.append(
-            f"| {row.what} | {row.seconds:.1f} | {row.input_bytes / 1e9:.1f} | "
+            f"| {row.what} | {row.seconds:.1f} | {row.cpu_seconds:.1f} | "
+            f"{row.input_bytes / 1e9:.1f} | "
             f"{row.output_bytes / 1e9:.1f} | {rates[0]} | {rates[1]} | {row.peak_bytes >> 20} | "
             f"{row.remark} |"
         )

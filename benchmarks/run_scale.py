@@ -44,6 +44,7 @@ from edgeshard.schemas.profile import (
 PROVIDER = "CPUExecutionProvider"
 PROMPT = "Rivers and the towns beside them"
 MIB = 2**20
+SILENCE_SECONDS = 600.0  # a slow machine is not a lost one
 BASELINE_BYTES = 120 * MIB  # of a worker with nothing loaded, workspace included
 
 
@@ -148,7 +149,16 @@ def run_chain(
             share(store, model, local.store_path(device))
         profile = made_up(model, blob.digest, local.names, planned)
         plan = make_plan(model, blob.digest, profile, local.names[0], "latency", context, 1, 16)
-        deploy(store, model, blob, plan, local.cluster, local.keys, fuse)
+        deploy(
+            store,
+            model,
+            blob,
+            plan,
+            local.cluster,
+            local.keys,
+            fuse,
+            silence_seconds=SILENCE_SECONDS,
+        )
         with Client.connect(local.cluster_path, local.key_path) as client:
             for _ in range(2):
                 with client.generate(

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 
 from edgeshard.errors import InputError
 from edgeshard.schemas.common import FloatType, Objective, Precision, Target
@@ -26,6 +35,15 @@ def _list_architectures(wanted: bool) -> None:
 
         typer.echo(listing())
         raise typer.Exit
+
+
+class RateColumn(ProgressColumn):
+    """How many million weights a second are done."""
+
+    def render(self, task: Task) -> Text:
+        """The rate, once there is one."""
+        rate = task.finished_speed or task.speed
+        return Text("" if rate is None else f"{rate / 1e6:.0f} M weights/s")
 
 
 def compile_command(
@@ -158,6 +176,7 @@ def run_compile(
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.percentage:>3.0f}%"),
+        RateColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
@@ -184,8 +203,9 @@ def run_compile(
     for notice in compiled.notices:
         typer.echo(f"note: {notice}", err=True)
     weights = sum(blob.size_bytes for blob in manifest.blobs() if blob.suffix == ".safetensors")
+    reused = f" ({compiled.num_reused} made before)" if compiled.num_reused else ""
     typer.echo(
-        f"{manifest.name}: {len(manifest.units)} units, {weights / 1e6:.1f} MB of weights, "
+        f"{manifest.name}: {len(manifest.units)} units{reused}, {weights / 1e6:.1f} MB of weights, "
         f"{manifest.precision} for {' and '.join(manifest.targets)}\n{compiled.blob.digest}"
     )
     return compiled
