@@ -92,7 +92,7 @@ class Coordinator:
             config.listen_return,
             domain="return",
             admitted=[config.stages[-1].key],
-            max_bytes=wire.MAX_HEADER_BYTES,
+            max_bytes=wire.MAX_RETURN_BYTES,
             queue=1024,
         )
         first = network.dial(
@@ -322,7 +322,7 @@ class Coordinator:
                     step = wire.Step(epoch, *place, tokens.shape[1], one.wants_token)
                     self._send(step, tokens.tobytes())
                 case events.SendOpen():
-                    self._send(wire.Open(epoch, one.request, one.slot, one.sampling, one.kept))
+                    self._open(one)
                 case events.SendClose():
                     self._send(wire.Close(epoch, one.request, one.slot))
                 case events.Emit():
@@ -330,6 +330,16 @@ class Coordinator:
                 case events.Finish() | events.Fail():
                     desk.give(one)
         return cancels
+
+    def _open(self, one: events.SendOpen) -> None:
+        """Send an Open and the lists that do not fit into it."""
+        place = (self._config.epoch, one.request, one.slot)
+        counts = len(one.seen), len(one.biases)
+        self._send(wire.Open(*place, one.sampling, one.kept, *counts))
+        for start in range(0, len(one.seen), wire.MAX_SEEN):
+            self._send(wire.Seen(*place, one.seen[start : start + wire.MAX_SEEN]))
+        for start in range(0, len(one.biases), wire.MAX_BIASES):
+            self._send(wire.Bias(*place, one.biases[start : start + wire.MAX_BIASES]))
 
     def _send(self, message: wire.StageMessage, payload: bytes | None = None) -> None:
         header = wire.encode(message)

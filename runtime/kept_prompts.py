@@ -57,7 +57,7 @@ class KeptPrompts:
             if held.client == client:
                 length = min(num_shared(prompt, held.tokens), len(prompt) - FRESH_TOKENS)
                 if length >= MIN_TOKENS and (best is None or length > best[1].length):
-                    best = slot, Kept(held.request, length)
+                    best = slot, Kept(held.request, slot, length)
         return best
 
 

@@ -14,8 +14,10 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
+from numpy.typing import NDArray
 from onnx import TensorProto
 
+from edgeshard.errors import DeviceError
 from edgeshard.schemas.common import FloatType
 from edgeshard.schemas.targets import CUDA, TENSORRT
 
@@ -40,6 +42,7 @@ class CacheArray:
 
     Attributes:
         owner: what frees it.
+        array: the same memory for numpy, where it can reach it.
     """
 
     device: str
@@ -48,6 +51,7 @@ class CacheArray:
     address: int
     num_bytes: int
     owner: object
+    array: NDArray[Any] | None = None
 
     def bind_input(self, binding: ort.IOBinding, name: str, first: int, count: int) -> None:
         """Bind rows `[first, first + count)` as an input."""
@@ -56,6 +60,16 @@ class CacheArray:
     def bind_output(self, binding: ort.IOBinding, name: str, first: int, count: int) -> None:
         """Bind rows `[first, first + count)` as an output."""
         binding.bind_output(name, self.device, 0, self.kind, *self._rows(first, count))
+
+    def copy_start(self, source: int, target: int, length: int) -> None:
+        """Copy the first `length` positions of a row to another one.
+
+        Raises:
+            DeviceError: the array lies where this process cannot write.
+        """
+        if self.array is None:
+            raise DeviceError(f"keys and values on {self.device} cannot be copied between slots")
+        self.array[target, :, :length] = self.array[source, :, :length]
 
     def _rows(self, first: int, count: int) -> tuple[tuple[int, ...], int]:
         offset = first * (self.num_bytes // self.shape[0])
@@ -72,7 +86,8 @@ def make_arrays(
     if device == "cpu":
         whole = np.zeros((count, *shape), kind)
         return [
-            CacheArray(device, kind, shape, part.ctypes.data, part.nbytes, whole) for part in whole
+            CacheArray(device, kind, shape, part.ctypes.data, part.nbytes, whole, part)
+            for part in whole
         ]
     return [_device_array(device, kind, shape, dtype) for _ in range(count)]
 

@@ -207,7 +207,9 @@ class Schedule:
             kept = self._take_slot(request)
             self._running[request.ask.request] = request
             self._prefilling.append(request)
-            yield SendOpen(request.ask.request, request.slot, request.ask.sampling, kept)
+            ask = request.ask
+            seen = tuple(dict.fromkeys(ask.prompt)) if ask.sampling.repetition != 1 else ()
+            yield SendOpen(ask.request, request.slot, ask.sampling, kept, seen, ask.biases)
         yield from self._prefill()
 
     def _take_slot(self, request: _Request) -> Kept | None:

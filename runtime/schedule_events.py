@@ -15,13 +15,14 @@ from edgeshard.runtime.wire import Kept, Sampling
 
 @dataclass(frozen=True, kw_only=True)
 class Submit:
-    """A client asks; `client` is whom turns are counted by."""
+    """A client asks; `client` is whom turns are counted by; biases are by token id."""
 
     request: int
     client: str
     prompt: tuple[int, ...]
     max_tokens: int
     sampling: Sampling
+    biases: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -75,12 +76,20 @@ ScheduleEvent = Submit | StepBack | Cancel | RequestFailed | ChainFailed | Drain
 
 @dataclass(frozen=True)
 class SendOpen:
-    """Open the slot on every stage; `kept` is what of the slot's last request starts this one."""
+    """Open the slot on every stage.
+
+    Attributes:
+        kept: what of another request starts this one.
+        seen: ids of tokens whose repetition is penalised from the start.
+        biases: by token id.
+    """
 
     request: int
     slot: int
     sampling: Sampling
     kept: Kept | None = None
+    seen: tuple[int, ...] = ()
+    biases: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True)

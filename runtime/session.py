@@ -214,6 +214,22 @@ class ShardSession:
         except ORT_ERRORS as error:
             raise DeviceError(f"ONNX Runtime failed in a step: {str(error)[:300]}") from error
 
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Copy what slot `source` holds of its first positions to slot `target`.
+
+        Raises:
+            InputError: slot `source` does not hold as many.
+            DeviceError: the cache lies where it cannot be copied.
+        """
+        if self.shard.kv.layout == "append":
+            held = self._appended.get(source, [])
+            if self._names and (not held or held[0].shape()[2] < length):
+                raise InputError(f"slot {source} does not hold {length} positions")
+            self._appended[target] = [self._cut(value, length) for value in held]
+            return
+        for cache in self._cache:
+            cache.copy_start(self._rows[source], self._rows[target], length)
+
     def close(self) -> None:
         """Let go of the session and the cache."""
         self._bound.clear()

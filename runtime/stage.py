@@ -1,6 +1,7 @@
 """The protocol core of a stage: messages in, what to do out. No socket, no clock, no tensor.
 
-    Open  ─► takes the slot           ─► forward
+    Open  ─► takes the slot           ─► copy what another slot holds of it, forward
+    Seen, Bias ─► the last stage notes them; the others forward
     Step  ─► each row: position == length ?  ─► compute, then forward or sample
              lower: duplicate, dead
              higher: gap, the request is given up, dead
@@ -17,18 +18,21 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
+from edgeshard.runtime.parameters import MAX_BIASES
 from edgeshard.runtime.wire import (
     MAX_ROWS,
     MAX_TEXT,
+    Bias,
     Close,
     Fault,
     Open,
     Row,
-    Sampling,
+    Seen,
     StageMessage,
     Step,
     Trace,
 )
+from edgeshard.runtime.wishes import Wishes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +52,7 @@ class StageShape:
     context: int
     chunk_tokens: int
     hidden_size: int
+    vocab_size: int
     takes_tokens: bool
     is_last: bool
 
@@ -67,12 +72,22 @@ class Compute:
 
     Attributes:
         positions: of each row, where the session is to write.
-        samplings: of each row; None: the row is dead.
+        wishes: of each row; None: the row is dead.
     """
 
     step: Step
     positions: tuple[int, ...]
-    samplings: tuple[Sampling | None, ...]
+    wishes: tuple[Wishes | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """Copy the first positions of a slot to the start of a request's."""
+
+    request: int
+    source: int
+    target: int
+    length: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,13 +97,13 @@ class Forward:
     message: StageMessage
 
 
-Instruction = Compute | Forward
+Instruction = Compute | Copy | Forward
 
 
 @dataclass(slots=True)
 class _Held:
     request: int
-    sampling: Sampling
+    wishes: Wishes
     length: int = 0
 
 
@@ -130,6 +145,8 @@ class StageCore:
                 return self._step(message, payload_bytes)
             case Open():
                 return self._open(message)
+            case Seen() | Bias():
+                return self._note(message)
             case Close():
                 return self._close(message)
             case Fault():
@@ -159,19 +176,54 @@ class StageCore:
             return self._refuse(
                 message.request, f"slot {message.slot} is held by request {held.request}"
             )
-        kept, last = message.kept, self._kept.get(message.slot)
+        if message.num_seen > self.shape.context or message.num_biases > MAX_BIASES:
+            return self._refuse(
+                message.request,
+                f"{message.num_seen} tokens and {message.num_biases} biases are announced; at most "
+                f"{self.shape.context} and {MAX_BIASES} are taken",
+            )
+        kept = message.kept
+        last = None if kept is None else self._slots.get(kept.slot) or self._kept.get(kept.slot)
         if kept is not None and (
             last is None or last.request != kept.request or last.length < kept.length
         ):
             return self._refuse(
                 message.request,
-                f"slot {message.slot} does not hold {kept.length} positions of request "
+                f"slot {kept.slot} does not hold {kept.length} positions of request "
                 f"{kept.request} any more",
             )
         self._kept.pop(message.slot, None)
-        length = kept.length if kept is not None else 0
-        self._slots[message.slot] = _Held(message.request, message.sampling, length)
-        return [] if self.shape.is_last else [Forward(message)]
+        wishes = Wishes(
+            message.sampling, missing_seen=message.num_seen, missing_biases=message.num_biases
+        )
+        given: list[Instruction] = [] if self.shape.is_last else [Forward(message)]
+        if kept is None:
+            self._slots[message.slot] = _Held(message.request, wishes)
+            return given
+        self._slots[message.slot] = _Held(message.request, wishes, kept.length)
+        if kept.slot != message.slot:
+            given.append(Copy(message.request, kept.slot, message.slot, kept.length))
+        return given
+
+    def _note(self, message: Seen | Bias) -> list[Instruction]:
+        held = self._slots.get(message.slot)
+        if held is None or held.request != message.request:
+            self.counts["stale request"] += 1
+            return []
+        if not self.shape.is_last:
+            return [Forward(message)]
+        if isinstance(message, Seen):
+            largest, is_announced = max(message.tokens), held.wishes.add_seen(message.tokens)
+        else:
+            largest = max(token for token, _ in message.biases)
+            is_announced = held.wishes.add_biases(message.biases)
+        if largest >= self.shape.vocab_size:
+            return self._refuse(
+                message.request, f"token {largest} is not below {self.shape.vocab_size}"
+            )
+        if not is_announced:
+            return self._refuse(message.request, "more tokens or biases than were announced")
+        return []
 
     def _step(self, step: Step, payload_bytes: int) -> list[Instruction]:
         problem = self._misfit(step, payload_bytes)
@@ -179,21 +231,21 @@ class StageCore:
             return [one for row in step.rows for one in self._refuse(row.request, problem)]
         faults: list[Instruction] = []
         positions: list[int] = []
-        samplings: list[Sampling | None] = []
+        wishes: list[Wishes | None] = []
         for slot, row in enumerate(step.rows, step.slot):
             held = self._slots.get(slot)
-            given_up = self._check(held, row, step.num_tokens)
+            given_up = self._check(held, row, step)
             faults += given_up or []
             is_live = held is not None and given_up is None
             if held is None or not is_live:
                 positions.append(self._harmless(slot, step.num_tokens))
-                samplings.append(None)
+                wishes.append(None)
             else:
                 held.length += step.num_tokens
                 positions.append(row.position)
-                samplings.append(held.sampling)
-        if any(sampling is not None for sampling in samplings):
-            return [*faults, Compute(step, tuple(positions), tuple(samplings))]
+                wishes.append(held.wishes)
+        if any(one is not None for one in wishes):
+            return [*faults, Compute(step, tuple(positions), tuple(wishes))]
         return faults
 
     def _harmless(self, slot: int, num_tokens: int) -> int:
@@ -221,8 +273,9 @@ class StageCore:
             )
         return None
 
-    def _check(self, held: _Held | None, row: Row, num_tokens: int) -> list[Instruction] | None:
+    def _check(self, held: _Held | None, row: Row, step: Step) -> list[Instruction] | None:
         """None: the row is to be computed; else it is dead, with what is to be said about it."""
+        num_tokens = step.num_tokens
         if held is None or held.request != row.request:
             self.counts["stale request"] += 1
             return []
@@ -238,6 +291,12 @@ class StageCore:
                 row.request,
                 f"step of {num_tokens} positions ending at {row.position + num_tokens}; the "
                 f"context holds {self.shape.context}",
+            )
+        wishes = held.wishes
+        if self.shape.is_last and step.wants_token and not wishes.is_complete:
+            return self._refuse(
+                row.request,
+                f"{wishes.missing_seen} tokens and {wishes.missing_biases} biases have not come",
             )
         return None
 

@@ -1,11 +1,11 @@
 """Messages of the chain, and how every message becomes bytes.
 
-    header  "ES" major minor msgpack      at most 4 KiB
+    header  "ES" major minor msgpack      at most 4 KiB; 32 KiB towards the source
     payload raw little-endian tensor      at most one; its length follows from our own manifest
 
-    coordinator ── Open Step Close Trace ──► stage 0 ──► … ──► last stage
-         ▲                                                        │
-         └────────────────── Token Fault Trace ───────────────────┘
+    coordinator ── Open Seen Bias Step Close Trace ──► stage 0 ──► … ──► last stage
+         ▲                                                                  │
+         └─────────────────────── Token Fault Trace ────────────────────────┘
 
 Rule: a message is one of the types below or it is refused. Unknown fields are refused, an unknown
 major version is refused by name, and no size is believed that we can work out ourselves.
@@ -20,15 +20,20 @@ from msgspec import Meta
 
 from edgeshard.errors import LinkError
 
-MAJOR = 2
+MAJOR = 3
 MINOR = 0
 MAX_HEADER_BYTES = 4096
 MAX_ROWS = 64
+MAX_RETURN_BYTES = 32 * 1024  # of log-probabilities for each row of a step
+MAX_SEEN = 512  # token ids of a message
+MAX_BIASES = 256  # biases of a message
+MAX_LIKELY = 20  # alternatives of a token
 MAX_TEXT = 400
 _PREFIX = bytes([ord("E"), ord("S"), MAJOR, MINOR])
 
 Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Positive = Annotated[int, Meta(ge=1, le=2**31)]
+TokenId = Annotated[int, Meta(ge=0, le=2**31)]
 Text = Annotated[str, Meta(max_length=MAX_TEXT)]
 
 
@@ -48,18 +53,29 @@ class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_li
     Attributes:
         top_k: candidates at most; 0: all.
         top_p: smallest set of candidates with this probability; 1: all.
+        repetition: divides positive logits, and multiplies negative ones, of tokens in the prompt
+            or the answer; 1: none.
+        presence: taken from the logit of a token that is in the answer.
+        frequency: taken for each time that it is.
+        logprobs: alternatives whose log-probabilities come back with the token's own; None: not
+            even that.
     """
 
     temperature: Annotated[float, Meta(ge=0, le=100)] = 0.0
     top_k: Annotated[int, Meta(ge=0, le=2**31)] = 0
     top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
     seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 0
+    repetition: Annotated[float, Meta(gt=0, le=100)] = 1.0
+    presence: Annotated[float, Meta(ge=-2, le=2)] = 0.0
+    frequency: Annotated[float, Meta(ge=-2, le=2)] = 0.0
+    logprobs: Annotated[int, Meta(ge=0, le=MAX_LIKELY)] | None = None
 
 
 class Kept(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
-    """The first positions of a request that is over, still in its slot."""
+    """The first positions of another request, still in its slot."""
 
     request: Count
+    slot: Count
     length: Positive
 
 
@@ -67,7 +83,10 @@ class Open(Message, frozen=True):
     """A request takes a slot on every stage.
 
     Attributes:
-        kept: what of the slot's last request is the start of this one; its steps begin behind it.
+        kept: what of another request is the start of this one, whose steps begin behind it: of the
+            slot's last one, or of one in another slot, from which it is copied.
+        num_seen: token ids that come in `Seen` before the first token is drawn.
+        num_biases: biases that come in `Bias` before it.
     """
 
     epoch: Count
@@ -75,6 +94,29 @@ class Open(Message, frozen=True):
     slot: Count
     sampling: Sampling
     kept: Kept | None = None
+    num_seen: Count = 0
+    num_biases: Count = 0
+
+
+class Seen(Message, frozen=True):
+    """Ids of tokens in a request's prompt, each once: the last stage penalises their repetition."""
+
+    epoch: Count
+    request: Count
+    slot: Count
+    tokens: Annotated[tuple[TokenId, ...], Meta(min_length=1, max_length=MAX_SEEN)]
+
+
+class Bias(Message, frozen=True):
+    """What the last stage adds to logits of a request, by token id."""
+
+    epoch: Count
+    request: Count
+    slot: Count
+    biases: Annotated[
+        tuple[tuple[TokenId, Annotated[float, Meta(ge=-100, le=100)]], ...],
+        Meta(min_length=1, max_length=MAX_BIASES),
+    ]
 
 
 class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
@@ -128,11 +170,25 @@ class Trace(Message, frozen=True):
     num_stages: Count
 
 
+class Likely(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
+    """A token and its log-probability by the model's own logits."""
+
+    token: TokenId
+    logprob: float
+
+
 class Sampled(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
-    """The token of a request; None where none was wanted."""
+    """The token of a request; None where none was wanted.
+
+    Attributes:
+        logprob: of the token, where the request asks for it.
+        likely: the likeliest tokens at its place, the first one first.
+    """
 
     request: Count
-    token: Annotated[int, Meta(ge=0, le=2**31)] | None
+    token: TokenId | None
+    logprob: float | None = None
+    likely: Annotated[tuple[Likely, ...], Meta(max_length=MAX_LIKELY)] = ()
 
 
 class Token(Message, frozen=True):
@@ -149,7 +205,7 @@ class Token(Message, frozen=True):
     compute_seconds: float
 
 
-StageMessage = Open | Step | Close | Fault | Trace
+StageMessage = Open | Seen | Bias | Step | Close | Fault | Trace
 ReturnMessage = Token | Fault | Trace
 
 T = TypeVar("T")
@@ -192,7 +248,7 @@ class Codec(Generic[T]):
 
 
 stage_codec: Codec[StageMessage] = Codec(StageMessage)
-return_codec: Codec[ReturnMessage] = Codec(ReturnMessage)
+return_codec: Codec[ReturnMessage] = Codec(ReturnMessage, MAX_RETURN_BYTES)
 
 
 def split(frames: list[memoryview], max_payloads: int = 1) -> tuple[memoryview, memoryview | None]:

@@ -21,13 +21,13 @@ import psutil
 from numpy.typing import NDArray
 
 from edgeshard.artifacts.store import Store
-from edgeshard.errors import EdgeShardError
+from edgeshard.errors import DeviceError, EdgeShardError
 from edgeshard.runtime.channel import Arrival, Listener, Network, Poller
 from edgeshard.runtime.child import Line, Parent, Ready, exit_now
 from edgeshard.runtime.keys import load_keys
 from edgeshard.runtime.outlet import Outlet
-from edgeshard.runtime.sampler import sample
-from edgeshard.runtime.stage import Compute, Instruction, StageCore, StageShape
+from edgeshard.runtime.sampler import draw
+from edgeshard.runtime.stage import Compute, Copy, Forward, Instruction, StageCore, StageShape
 from edgeshard.runtime.wire import (
     MAX_HEADER_BYTES,
     ProtocolError,
@@ -51,6 +51,10 @@ class Session(Protocol):
         self, first_slot: int, positions: NDArray[np.int64], values: NDArray[np.generic]
     ) -> NDArray[np.float32]:
         """Run `[B, S]` token ids or `[B, S, hidden]` states; logits `[B, vocab]` with the head."""
+        ...
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Copy what slot `source` holds of its first positions to slot `target`."""
         ...
 
     def close(self) -> None:
@@ -115,6 +119,7 @@ class Worker:
             context=config.context,
             chunk_tokens=config.chunk_tokens,
             hidden_size=shard.hidden_size,
+            vocab_size=shard.vocab_size,
             takes_tokens=shard.has_embedding,
             is_last=shard.has_head,
         )
@@ -166,12 +171,25 @@ class Worker:
         for instruction in self._core.handle(message, len(payload) if payload is not None else 0):
             if isinstance(instruction, Compute) and payload is not None:
                 self._compute(instruction, payload)
+            elif isinstance(instruction, Copy):
+                self._copy(instruction)
             else:
                 self._forward(instruction)
 
     def _forward(self, instruction: Instruction) -> None:
-        if not isinstance(instruction, Compute):
+        if isinstance(instruction, Forward):
             self._outlet.send([encode(instruction.message)])
+
+    def _copy(self, work: Copy) -> None:
+        try:
+            self._session.copy(work.source, work.target, work.length)
+        except Exception as error:  # it ends this request, not the stage
+            self._give_up(work.request, error)
+
+    def _give_up(self, request: int, error: Exception) -> None:
+        print(f"stage {self._shape.index}: {type(error).__name__}: {error}", file=sys.stderr)
+        for instruction in self._core.give_up(request, f"{error}"):
+            self._forward(instruction)
 
     def _compute(self, work: Compute, payload: memoryview) -> None:
         step, started = work.step, time.perf_counter()
@@ -181,10 +199,8 @@ class Worker:
             )
             rows = self._sampled(work, result) if self._shape.is_last else ()
         except Exception as error:  # whatever a kernel raises ends these requests, not the stage
-            print(f"stage {self._shape.index}: {type(error).__name__}: {error}", file=sys.stderr)
             for row in step.rows:
-                for instruction in self._core.give_up(row.request, f"{error}"):
-                    self._forward(instruction)
+                self._give_up(row.request, error)
             return
         seconds = step.compute_seconds + time.perf_counter() - started
         if self._shape.is_last:
@@ -195,17 +211,19 @@ class Worker:
 
     def _sampled(self, work: Compute, logits: NDArray[np.float32]) -> tuple[Sampled, ...]:
         """Tokens of the live rows, drawn from logits `[B, vocab]`."""
-        step = work.step
-        return tuple(
-            Sampled(
-                row.request,
-                sample(logits[index], sampling, row.position + step.num_tokens)
-                if step.wants_token
-                else None,
-            )
-            for index, (row, sampling) in enumerate(zip(step.rows, work.samplings, strict=True))
-            if sampling is not None
-        )
+        step, sampled = work.step, []
+        for index, (row, wishes) in enumerate(zip(step.rows, work.wishes, strict=True)):
+            if wishes is None:
+                continue
+            if not step.wants_token:
+                sampled.append(Sampled(row.request, None))
+                continue
+            try:
+                position = row.position + step.num_tokens
+                sampled.append(draw(logits[index], row.request, wishes, position))
+            except DeviceError as error:  # of this row's logits; the others go on
+                self._give_up(row.request, error)
+        return tuple(sampled)
 
     def _values(self, step: Step, payload: memoryview) -> NDArray[np.generic]:
         """The payload as an array: token ids `[B, S]`, or hidden states `[B, S, hidden]`."""

@@ -18,13 +18,13 @@ def test_the_slot_with_most_of_the_prompt_is_taken() -> None:
     prompts.keep(0, 1, "a", PROMPT[:20])
     prompts.keep(1, 2, "a", (*PROMPT[:30], 99))
     prompts.keep(2, 3, "a", tuple(range(50, 90)))
-    assert prompts.match("a", PROMPT) == (1, Kept(2, 30))
+    assert prompts.match("a", PROMPT) == (1, Kept(2, 1, 30))
 
 
 def test_the_same_prompt_again_computes_its_last_two_tokens() -> None:
     prompts = KeptPrompts()
     prompts.keep(0, 1, "a", PROMPT)
-    assert prompts.match("a", PROMPT) == (0, Kept(1, 38))
+    assert prompts.match("a", PROMPT) == (0, Kept(1, 0, 38))
 
 
 def test_another_clients_prompt_is_not_met() -> None:

@@ -334,7 +334,7 @@ def test_a_prompt_that_a_free_slot_holds_is_not_computed_again() -> None:
     chain.handle(submit(1, num_prompt=24))
     assert drawn(back(chain, 1, 50, ends=True)) == "E1.0 C1 stop1"
     opened, sent = chain.handle(submit(2, num_prompt=30))
-    assert opened == SendOpen(2, 0, Sampling(), Kept(1, 24))
+    assert opened == SendOpen(2, 0, Sampling(), Kept(1, 0, 24))
     assert drawn([sent]) == "2@24+6!"
     finish = back(chain, 2, 51, ends=True)[-1]
     assert finish == Finish(2, "stop", 1, 24)
@@ -346,7 +346,7 @@ def test_a_free_slot_that_keeps_nothing_is_taken_before_one_that_does() -> None:
     back(chain, 1, 50, ends=True)
     chain.handle(submit(2, num_prompt=24, client="b"))
     opened = chain.handle(submit(3, num_prompt=24))[0]
-    assert opened == SendOpen(3, 0, Sampling(), Kept(1, 22))
+    assert opened == SendOpen(3, 0, Sampling(), Kept(1, 0, 22))
 
 
 def test_a_slot_whose_request_failed_keeps_nothing() -> None:
@@ -360,7 +360,7 @@ def test_a_cancelled_prompt_keeps_what_was_sent() -> None:
     chain = Schedule(Limits(slots=1, context=64, chunk_tokens=20))
     chain.handle(submit(1, num_prompt=30))
     chain.handle(Cancel(1))
-    assert chain.handle(submit(2, num_prompt=30))[0] == SendOpen(2, 0, Sampling(), Kept(1, 20))
+    assert chain.handle(submit(2, num_prompt=30))[0] == SendOpen(2, 0, Sampling(), Kept(1, 0, 20))
 
 
 def test_a_group_has_no_more_rows_than_a_message_takes() -> None:

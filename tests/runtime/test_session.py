@@ -116,6 +116,26 @@ def test_a_kept_start_of_a_text_gives_the_bits_of_a_new_one(
 
 
 @every_kind
+def test_a_copied_start_gives_the_bits_of_a_new_one(precision: Precision, target: Target) -> None:
+    model = compiled("grouped", precision, target)
+    with model.chain(3) as new, model.chain(3, slots=3) as copied:
+        expected = new.step(0, [*TEXT[:16], *OTHER[:8]])
+        copied.step(0, TEXT, slot=0)
+        copied.step(0, OTHER, slot=2)
+        copied.copy(0, 2, 16)
+        found = copied.step(16, OTHER[:8], slot=2)
+        source = copied.step(len(TEXT), OTHER[:1], slot=0)
+        new.step(0, TEXT)
+        untouched = new.step(len(TEXT), OTHER[:1])
+
+    np.testing.assert_array_equal(source, untouched)
+    if target == "ort":
+        np.testing.assert_array_equal(found, expected)
+    else:
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
+
+
+@every_kind
 def test_rows_of_a_batch_equal_the_same_rows_alone(precision: Precision, target: Target) -> None:
     """Rows with different numbers of positions behind them step together."""
     model = compiled("grouped", precision, target)

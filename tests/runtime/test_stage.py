@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import pytest
 
-from edgeshard.runtime.stage import Compute, Forward, Instruction, StageCore, StageShape
+from edgeshard.runtime.stage import Compute, Copy, Forward, Instruction, StageCore, StageShape
 from edgeshard.runtime.wire import (
+    Bias,
     Close,
     Fault,
     Kept,
     Open,
     Row,
     Sampling,
+    Seen,
     StageMessage,
     Step,
     Trace,
 )
+from edgeshard.runtime.wishes import Wishes
 
 GREEDY = Sampling()
+WISHES = Wishes(GREEDY)
 
 
 def core(*, is_last: bool = False) -> StageCore:
@@ -29,6 +33,7 @@ def core(*, is_last: bool = False) -> StageCore:
             context=16,
             chunk_tokens=8,
             hidden_size=4,
+            vocab_size=100,
             takes_tokens=False,
             is_last=is_last,
         )
@@ -42,7 +47,7 @@ def step(position: int, num_tokens: int = 1, request: int = 5, slot: int = 0) ->
 def computed(step: Step, *positions: int) -> Compute:
     """What is to be computed where all rows are live and greedy."""
     places = positions or tuple(row.position for row in step.rows)
-    return Compute(step, places, (GREEDY,) * len(step.rows))
+    return Compute(step, places, (WISHES,) * len(step.rows))
 
 
 def feed(stage: StageCore, *messages: StageMessage) -> list[Instruction]:
@@ -182,14 +187,14 @@ def test_a_row_with_a_gap_is_given_up_and_the_others_go_on() -> None:
     stage = two_requests()
     given = feed(stage, batch((5, 5), (6, 2)))
     assert faults(given) == ["protocol error: step at position 5 after 4: one is lost"]
-    assert given[-1] == Compute(batch((5, 5), (6, 2)), (0, 2), (None, GREEDY))
+    assert given[-1] == Compute(batch((5, 5), (6, 2)), (0, 2), (None, WISHES))
 
 
 def test_a_row_of_a_request_that_is_over_writes_where_nothing_is_lost() -> None:
     stage = two_requests()
     feed(stage, Close(7, 5, 0), Open(7, 8, 0, GREEDY), step(0, 3, request=8))
     given = feed(stage, batch((5, 4), (6, 2)))
-    assert given == [Compute(batch((5, 4), (6, 2)), (3, 2), (None, GREEDY))]
+    assert given == [Compute(batch((5, 4), (6, 2)), (3, 2), (None, WISHES))]
     assert feed(stage, step(3, request=8)) == [computed(step(3, request=8))]
 
 
@@ -212,12 +217,14 @@ def kept_request(length: int = 4) -> StageCore:
 
 def test_a_request_goes_on_behind_what_its_slot_kept() -> None:
     stage = kept_request()
-    opened = Open(7, 6, 0, GREEDY, Kept(5, 3))
+    opened = Open(7, 6, 0, GREEDY, Kept(5, 0, 3))
     assert feed(stage, opened) == [Forward(opened)]
     assert feed(stage, step(3, 2, request=6)) == [computed(step(3, 2, request=6))]
 
 
-@pytest.mark.parametrize("kept", [Kept(5, 5), Kept(4, 3)])
+@pytest.mark.parametrize(
+    "kept", [Kept(5, 0, 5), Kept(4, 0, 3), Kept(5, 1, 3), Kept(5, 99, 3), Kept(5, 2**62, 3)]
+)
 def test_what_a_slot_did_not_keep_is_refused(kept: Kept) -> None:
     given = feed(kept_request(), Open(7, 6, 0, GREEDY, kept))
     (reason,) = faults(given)
@@ -227,17 +234,87 @@ def test_what_a_slot_did_not_keep_is_refused(kept: Kept) -> None:
 def test_what_was_kept_is_gone_once_the_slot_is_taken() -> None:
     stage = kept_request()
     feed(stage, Open(7, 6, 0, GREEDY), Close(7, 6, 0))
-    assert len(faults(feed(stage, Open(7, 8, 0, GREEDY, Kept(5, 3))))) == 1
+    assert len(faults(feed(stage, Open(7, 8, 0, GREEDY, Kept(5, 0, 3))))) == 1
 
 
 def test_a_request_that_was_given_up_keeps_nothing() -> None:
     stage = core()
     feed(stage, Open(7, 5, 0, GREEDY), step(0, 4), step(6))
-    assert len(faults(feed(stage, Open(7, 6, 0, GREEDY, Kept(5, 3))))) == 1
+    assert len(faults(feed(stage, Open(7, 6, 0, GREEDY, Kept(5, 0, 3))))) == 1
 
 
 def test_a_dead_row_writes_behind_what_its_slot_keeps() -> None:
     stage = two_requests()
     feed(stage, Close(7, 5, 0))
     given = feed(stage, batch((5, 4), (6, 2)))
-    assert given == [Compute(batch((5, 4), (6, 2)), (4, 2), (None, GREEDY))]
+    assert given == [Compute(batch((5, 4), (6, 2)), (4, 2), (None, WISHES))]
+
+
+@pytest.mark.parametrize("is_over", [True, False])
+def test_the_start_of_another_slot_is_copied(is_over: bool) -> None:
+    stage = kept_request() if is_over else core()
+    if not is_over:
+        feed(stage, Open(7, 5, 0, GREEDY), step(0, 4))
+    opened = Open(7, 6, 1, GREEDY, Kept(5, 0, 3))
+    assert feed(stage, opened) == [Forward(opened), Copy(6, 0, 1, 3)]
+    assert feed(stage, step(3, 2, request=6, slot=1)) == [computed(step(3, 2, request=6, slot=1))]
+
+
+def test_what_another_slot_has_not_computed_yet_is_not_copied() -> None:
+    stage = core()
+    feed(stage, Open(7, 5, 0, GREEDY), step(0, 2))
+    assert len(faults(feed(stage, Open(7, 6, 1, GREEDY, Kept(5, 0, 3))))) == 1
+
+
+def penalised(num_seen: int = 3, num_biases: int = 1, *, is_last: bool = True) -> StageCore:
+    stage = core(is_last=is_last)
+    feed(stage, Open(7, 5, 0, GREEDY, None, num_seen, num_biases))
+    return stage
+
+
+def test_a_stage_in_the_middle_passes_tokens_and_biases_on() -> None:
+    stage = penalised(is_last=False)
+    for message in (Seen(7, 5, 0, (1, 2)), Bias(7, 5, 0, ((9, 1.5),))):
+        assert feed(stage, message) == [Forward(message)]
+
+
+def test_the_last_stage_draws_with_the_tokens_and_biases_that_came() -> None:
+    stage = penalised()
+    feed(stage, Seen(7, 5, 0, (1, 2)), Seen(7, 5, 0, (3,)), Bias(7, 5, 0, ((9, 1.5),)))
+    given = feed(stage, step(0, 2))
+    assert given == [Compute(step(0, 2), (0,), (Wishes(GREEDY, {1, 2, 3}, {9: 1.5}),))]
+
+
+def test_no_token_is_drawn_before_everything_came() -> None:
+    stage = penalised()
+    given = feed(stage, Seen(7, 5, 0, (1, 2)), step(0, 2))
+    assert faults(given) == ["protocol error: 1 tokens and 1 biases have not come"]
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        (Seen(7, 5, 0, (1, 2, 3, 4)), "more tokens or biases than were announced"),
+        (Bias(7, 5, 0, ((1, 0.5), (2, 0.5))), "more tokens or biases than were announced"),
+        (Seen(7, 5, 0, (100,)), "token 100 is not below 100"),
+        (Bias(7, 5, 0, ((2**31, 0.5),)), "token 2147483648 is not below 100"),
+    ],
+)
+def test_what_was_not_announced_or_is_no_token_is_refused(
+    message: Seen | Bias, reason: str
+) -> None:
+    assert faults(feed(penalised(), message)) == [f"protocol error: {reason}"]
+
+
+@pytest.mark.parametrize("message", [Seen(7, 6, 0, (1,)), Seen(7, 5, 1, (1,)), Seen(6, 5, 0, (1,))])
+def test_tokens_of_another_request_change_nothing(message: Seen) -> None:
+    stage = penalised()
+    assert feed(stage, message) == []
+    assert stage.open_slots == 1
+
+
+@pytest.mark.parametrize(("num_seen", "num_biases"), [(17, 0), (0, 1025), (2**62, 0)])
+def test_lists_that_are_too_long_are_refused_when_announced(num_seen: int, num_biases: int) -> None:
+    stage = core(is_last=True)
+    given = feed(stage, Open(7, 5, 0, GREEDY, None, num_seen, num_biases))
+    assert "at most 16 and 1024 are taken" in faults(given)[0]

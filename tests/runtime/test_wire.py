@@ -20,7 +20,12 @@ samplings = st.builds(
     top_k=st.integers(0, 2**31),
     top_p=st.floats(0.01, 1),
     seed=counts,
+    repetition=st.floats(0.01, 100),
+    presence=st.floats(-2, 2),
+    frequency=st.floats(-2, 2),
+    logprobs=st.none() | st.integers(0, wire.MAX_LIKELY),
 )
+token_ids = st.integers(0, 2**31)
 stage_messages = st.one_of(
     st.builds(
         wire.Open,
@@ -28,7 +33,23 @@ stage_messages = st.one_of(
         counts,
         counts,
         samplings,
-        st.none() | st.builds(wire.Kept, counts, st.integers(1, 2**31)),
+        st.none() | st.builds(wire.Kept, counts, counts, st.integers(1, 2**31)),
+        counts,
+        counts,
+    ),
+    st.builds(
+        wire.Seen,
+        counts,
+        counts,
+        counts,
+        st.lists(token_ids, min_size=1, max_size=9).map(tuple),
+    ),
+    st.builds(
+        wire.Bias,
+        counts,
+        counts,
+        counts,
+        st.lists(st.tuples(token_ids, st.floats(-100, 100)), min_size=1, max_size=9).map(tuple),
     ),
     st.builds(
         wire.Step,
@@ -54,6 +75,44 @@ def test_a_message_is_read_back(message: wire.StageMessage) -> None:
     header = wire.encode(message)
     assert len(header) <= wire.MAX_HEADER_BYTES
     assert wire.stage_codec.decode(header) == message
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        wire.Seen(2**62, 2**62, 2**62, (2**31,) * wire.MAX_SEEN),
+        wire.Bias(2**62, 2**62, 2**62, ((2**31, 0.1),) * wire.MAX_BIASES),
+        wire.Step(2**62, 2**62, 2**62, (wire.Row(2**62, 2**62),) * wire.MAX_ROWS, 2**31, True),
+    ],
+)
+def test_the_longest_lists_fit_into_a_header(message: wire.StageMessage) -> None:
+    assert len(wire.encode(message)) <= wire.MAX_HEADER_BYTES
+
+
+def test_the_most_log_probabilities_fit_into_what_comes_back() -> None:
+    likely = (wire.Likely(2**31, -0.1),) * wire.MAX_LIKELY
+    rows = (wire.Sampled(2**62, 2**31, -0.1, likely),) * wire.MAX_ROWS
+    message = wire.Token(2**62, 2**62, rows, 0.1)
+    assert wire.return_codec.decode(wire.encode(message)) == message
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        wire.Seen(1, 2, 3, (1,) * (wire.MAX_SEEN + 1)),
+        wire.Seen(1, 2, 3, ()),
+        wire.Bias(1, 2, 3, ((1, 100.5),)),
+        wire.Bias(1, 2, 3, ((1, float("nan")),)),
+        wire.Bias(1, 2, 3, ((-1, 0.0),)),
+        wire.Open(1, 2, 3, wire.Sampling(repetition=0)),
+        wire.Open(1, 2, 3, wire.Sampling(presence=2.5)),
+        wire.Open(1, 2, 3, wire.Sampling(frequency=float("nan"))),
+        wire.Open(1, 2, 3, wire.Sampling(logprobs=wire.MAX_LIKELY + 1)),
+    ],
+)
+def test_lists_and_samplings_out_of_range_are_refused(message: wire.StageMessage) -> None:
+    with pytest.raises(wire.ProtocolError):
+        wire.stage_codec.decode(wire.encode(message))
 
 
 DECODERS: list[Callable[[bytes], object]] = [
@@ -95,7 +154,7 @@ def test_a_changed_message_is_a_message_or_refused(
 def test_another_major_version_is_refused_by_name() -> None:
     header = bytearray(wire.encode(wire.Close(1, 2, 3)))
     header[2] = 9
-    with pytest.raises(wire.ProtocolError, match=r"protocol 9\.0.*2\.0"):
+    with pytest.raises(wire.ProtocolError, match=r"protocol 9\.0.*3\.0"):
         wire.stage_codec.decode(bytes(header))
 
 

@@ -89,6 +89,9 @@ class DoubleSession:
         hidden[0, :, 0] = numbers
         return hidden
 
+    def copy(self, source: int, target: int, length: int) -> None:
+        self._sums[target] = list(self._sums[source][: length + 1])
+
     def close(self) -> None:
         self._ballast = None
 

@@ -168,6 +168,11 @@ class Chain(AbstractContextManager["Chain"]):
             values = session.run(slot, places, values, every_position=every_position).copy()
         return values
 
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Copy the first positions of a slot to another one, in every shard."""
+        for session in self._sessions:
+            session.copy(source, target, length)
+
     def greedy(self, prompt: Sequence[int], num_tokens: int, *, slot: int = 0) -> list[int]:
         """Greedy tokens: the prompt in one step, then a token at a time."""
         found: list[int] = []
