@@ -254,7 +254,12 @@ class Agent:
                 del self._watchers[peer]
 
     def _pong(self, number: int) -> control.Pong:
-        return control.Pong(id=number, stage=self._commands.stage_view(), draining=self.is_draining)
+        return control.Pong(
+            id=number,
+            stage=self._commands.stage_view(),
+            draining=self.is_draining,
+            clock_seconds=time.perf_counter(),
+        )
 
     def _send(self, peer: bytes, reply: control.Reply, payload: bytes | None = None) -> bool:
         header = encode(reply)

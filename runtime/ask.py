@@ -3,6 +3,7 @@
     Generate(id)  ──►  queued, or Failed at once
                   ◄──  Started(id): the prompt was accepted
                   ◄──  Piece(id, index, …): one per token, in order
+                  ◄──  if traced: Timed(id, step, …): one per step, and Clocks(id) before the end
                   ◄──  exactly one of Finished(id) and Failed(id) ends every request
     Cancel(id)    ──►  ends with Finished(cancelled)
     Ping          ──►  Pong; silence beyond a few seconds means that the coordinator is gone
@@ -17,7 +18,15 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from edgeshard.runtime.wire import Codec, Count, Message
+from edgeshard.runtime.wire import (
+    MAX_TIMED_STAGES,
+    Clock,
+    Codec,
+    Count,
+    MarksOfStages,
+    Message,
+)
+from edgeshard.schemas.common import Name
 
 MAX_ASK_BYTES = 512 * 1024
 MAX_EVENT_BYTES = 512 * 1024
@@ -41,6 +50,7 @@ class Generate(Message, frozen=True):
         messages: a conversation, rendered by the model's chat template.
         seed: None: the coordinator draws one.
         ignore_eos: go on after an end token; for measuring.
+        trace: tell what each step took where.
     """
 
     id: Count
@@ -53,6 +63,7 @@ class Generate(Message, frozen=True):
     seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] | None
     stop: Annotated[tuple[StopText, ...], Meta(max_length=16)]
     ignore_eos: bool
+    trace: bool = False
 
 
 class Cancel(Message, frozen=True):
@@ -88,6 +99,48 @@ class Piece(Message, frozen=True):
     text: str
 
 
+class Timed(Message, frozen=True):
+    """A step of a traced request, from the source and back.
+
+    Attributes:
+        step: of the request, from 0.
+        num_tokens: positions that it ran.
+        has_token: it gave a token; the prompt's but the last do not.
+        sent: when it left the source, in seconds by the source's clock, as are `free`, when the
+            source last had nothing else to do, and `returned`.
+        marks: of every stage, each by its own clock.
+    """
+
+    id: Count
+    step: Count
+    num_tokens: Count
+    has_token: bool
+    sent: Clock
+    marks: MarksOfStages
+    free: Clock
+    returned: Clock
+
+
+class StageClock(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
+    """The clock of a stage's device beside the source's.
+
+    Attributes:
+        offset_seconds: it shows so much more; None where no ping came back.
+        error_seconds: the offset is right within this, either way.
+    """
+
+    device: Name
+    offset_seconds: Annotated[float, Meta(ge=-1e12, le=1e12)] | None
+    error_seconds: Clock
+
+
+class Clocks(Message, frozen=True):
+    """The clocks that a traced request's marks are in, stage by stage."""
+
+    id: Count
+    stages: Annotated[tuple[StageClock, ...], Meta(max_length=MAX_TIMED_STAGES)]
+
+
 class Finished(Message, frozen=True):
     """The request is over.
 
@@ -118,7 +171,7 @@ class Failed(Message, frozen=True):
 
 
 Ask = Generate | Cancel | Ping
-Event = Started | Piece | Finished | Failed | Pong
+Event = Started | Piece | Timed | Clocks | Finished | Failed | Pong
 
 ask_codec: Codec[Ask] = Codec(Ask, MAX_ASK_BYTES)
 event_codec: Codec[Event] = Codec(Event, MAX_EVENT_BYTES)

@@ -272,6 +272,7 @@ class Client(_Connection):
         seed: int | None = None,
         stop: Sequence[str] = (),
         ignore_eos: bool = False,
+        trace: bool = False,
     ) -> Generation:
         """Ask for an answer, or for the continuation of a raw text.
 
@@ -286,13 +287,15 @@ class Client(_Connection):
             seed: the same seed gives the same text; None draws one.
             stop: strings that end the answer and are not part of it; at most 16.
             ignore_eos: go on after an end token; for measuring.
+            trace: let the result have a `trace`: what every step took where.
 
         Raises:
             InputError: an argument is out of its range.
             LinkError: no coordinator answers.
         """
         request = _request(
-            prompt, messages, raw, max_tokens, temperature, top_k, top_p, seed, stop, ignore_eos
+            *(prompt, messages, raw, max_tokens, temperature, top_k, top_p, seed, stop),
+            *(ignore_eos, trace),
         )
         return Generation(self._network, self._source, request)
 
@@ -328,10 +331,12 @@ class AsyncClient(_Connection):
         seed: int | None = None,
         stop: Sequence[str] = (),
         ignore_eos: bool = False,
+        trace: bool = False,
     ) -> AsyncGeneration:
         """Ask for an answer; see `Client.generate`. A missing coordinator shows while reading."""
         request = _request(
-            prompt, messages, raw, max_tokens, temperature, top_k, top_p, seed, stop, ignore_eos
+            *(prompt, messages, raw, max_tokens, temperature, top_k, top_p, seed, stop),
+            *(ignore_eos, trace),
         )
         return AsyncGeneration(self._network, self._source, request)
 
@@ -357,6 +362,7 @@ def _request(
     seed: int | None,
     stop: Sequence[str],
     ignore_eos: bool,
+    trace: bool,
 ) -> ask.Generate:
     if (prompt is None) == (messages is None):
         raise InputError("give either a prompt or messages")
@@ -374,6 +380,7 @@ def _request(
         "seed": seed,
         "stop": list(stop),
         "ignore_eos": ignore_eos,
+        "trace": trace,
     }
     try:
         checked = msgspec.convert(plain, _Arguments)
@@ -386,11 +393,5 @@ def _request(
     return request
 
 
-_Arguments = msgspec.defstruct(
-    "Arguments",
-    [
-        (one.name, one.type)
-        for one in msgspec.structs.fields(ask.Generate)
-        if one.name not in ("id", "tag")
-    ],
-)
+_CHOSEN = [one for one in msgspec.structs.fields(ask.Generate) if one.name != "id"]
+_Arguments = msgspec.defstruct("Arguments", [(one.name, one.type) for one in _CHOSEN])

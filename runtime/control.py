@@ -22,7 +22,7 @@ from edgeshard.errors import (
     LinkError,
     PlanError,
 )
-from edgeshard.runtime.wire import Codec, Count, Positive
+from edgeshard.runtime.wire import Clock, Codec, Count, Positive
 from edgeshard.schemas.common import Blob, Name
 from edgeshard.schemas.profile import LinkProfile
 
@@ -185,10 +185,15 @@ class AgentStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
 
 class Pong(Control, frozen=True):
-    """Here; id 0 where nobody asked."""
+    """Here; id 0 where nobody asked.
+
+    Attributes:
+        clock_seconds: what the device's clock says, which its stage's marks are in.
+    """
 
     stage: StageView | None
     draining: bool
+    clock_seconds: Clock = 0.0
 
 
 class StatusReply(Control, frozen=True):

@@ -25,6 +25,7 @@ from edgeshard.runtime.channel import Network, Poller, Waker
 from edgeshard.runtime.desk import Desk
 from edgeshard.runtime.outlet import Outlet
 from edgeshard.runtime.text import TextModel
+from edgeshard.runtime.tracing import Tracer
 from edgeshard.schemas.common import Blob
 from edgeshard.schemas.model import ModelManifest
 
@@ -116,6 +117,7 @@ class Coordinator:
             self._poller.watch(agent)
         now = time.monotonic()
         self._watch = ChainWatch([stage.device for stage in config.stages], config.epoch, now)
+        self._tracer = Tracer([stage.device for stage in config.stages])
         self._schedule = schedule.Schedule(
             schedule.Limits(
                 slots=config.slots,
@@ -191,7 +193,13 @@ class Coordinator:
             queue=4096,
         )
         self._poller.watch(clients)
-        desk = Desk(clients, self._text, self._manifest.eos_token_ids, self._config.is_mixed)
+        desk = Desk(
+            clients,
+            self._text,
+            self._manifest.eos_token_ids,
+            self._config.is_mixed,
+            self._tracer,
+        )
         try:
             while not (self._drain is not None and desk.is_idle):
                 self._turn(desk)
@@ -201,7 +209,10 @@ class Coordinator:
             raise
 
     def _turn(self, desk: Desk | None) -> None:
-        ready = self._poller.wait(TURN_SECONDS)
+        turn_seconds = TURN_SECONDS
+        if self._tracer.is_active:
+            turn_seconds = self._ask_clocks(time.perf_counter())
+        ready = self._poller.wait(turn_seconds)
         if self._return in ready:
             self._take_returns(desk)
         self._outlet.flush()
@@ -218,6 +229,13 @@ class Coordinator:
         if self._watch.asks(time.monotonic()):
             for agent in self._agents:
                 agent.send([wire.encode(control.Ping(id=0))])
+
+    def _ask_clocks(self, now: float) -> float:
+        """Ping agents whose clocks are wanted; seconds to wait at most for more of it."""
+        for index, number in self._tracer.asks(now):
+            self._agents[index].send([wire.encode(control.Ping(id=number))])
+        self._tracer.free = time.perf_counter()
+        return self._tracer.turn_seconds
 
     def _check(self, desk: Desk, now: float) -> None:
         draining = self._drain or self._watch.draining()
@@ -274,6 +292,8 @@ class Coordinator:
                 self._step_back(desk, message)
 
     def _step_back(self, desk: Desk, message: wire.Token) -> None:
+        if message.marks is not None:
+            self._tracer.back(message, time.perf_counter())
         expected = self._schedule.expects(message.number)
         rows = tuple(
             events.TokenBack(row.request, row.token, desk.read(row, message.compute_seconds))
@@ -295,6 +315,9 @@ class Coordinator:
                 continue
             if isinstance(reply, control.Pong):
                 self._watch.heard(index, reply.stage, reply.draining, time.monotonic())
+                if self._tracer.is_active:
+                    clock = reply.clock_seconds
+                    self._tracer.answered(index, reply.id, clock, time.perf_counter())
 
     # What the schedule wants done
 
@@ -320,7 +343,7 @@ class Coordinator:
                     tokens = np.array([row.tokens for row in one.rows], np.int64)
                     place = (one.number, one.slot, rows)
                     step = wire.Step(epoch, *place, tokens.shape[1], one.wants_token)
-                    self._send(step, tokens.tobytes())
+                    self._send(self._traced_step(step), tokens.tobytes())
                 case events.SendOpen():
                     self._open(one)
                 case events.SendClose():
@@ -340,6 +363,14 @@ class Coordinator:
             self._send(wire.Seen(*place, one.seen[start : start + wire.MAX_SEEN]))
         for start in range(0, len(one.biases), wire.MAX_BIASES):
             self._send(wire.Bias(*place, one.biases[start : start + wire.MAX_BIASES]))
+
+    def _traced_step(self, step: wire.Step) -> wire.Step:
+        if not self._tracer.is_active:
+            return step
+        requests = [row.request for row in step.rows]
+        now = time.perf_counter()
+        marks = self._tracer.leaves(step.number, step.num_tokens, requests, now)
+        return msgspec.structs.replace(step, marks=marks)
 
     def _send(self, message: wire.StageMessage, payload: bytes | None = None) -> None:
         header = wire.encode(message)

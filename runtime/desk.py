@@ -17,6 +17,7 @@ from edgeshard.runtime import ask, control, wire
 from edgeshard.runtime import schedule_events as events
 from edgeshard.runtime.channel import Arrival, Listener
 from edgeshard.runtime.text import Answer, TextModel
+from edgeshard.runtime.tracing import Tracer
 
 MAX_TURN_ASKS = 64
 
@@ -45,11 +46,13 @@ class Desk:
         text: TextModel,
         eos_token_ids: Collection[int],
         is_mixed: bool = False,
+        tracer: Tracer | None = None,
     ) -> None:
         self._clients = clients
         self._text = text
         self._eos = frozenset(eos_token_ids)
         self._is_mixed = is_mixed
+        self._tracer = tracer or Tracer(())
         self._live: dict[int, _Live] = {}
         self._next_request = 1
 
@@ -84,6 +87,8 @@ class Desk:
         try:
             if self._requests_of(arrival.peer, message.id):
                 raise wire.ProtocolError(f"request {message.id} of this connection still runs")
+            if message.trace:
+                self._tracer.check()
             if message.prompt is not None:
                 prompt = self._text.encode_raw(message.prompt)
             else:
@@ -96,6 +101,8 @@ class Desk:
         self._live[request] = _Live(
             arrival.peer, message.id, answer, len(prompt), message.ignore_eos
         )
+        if message.trace:
+            self._tracer.begin(request, message.id)
         seed = secrets.randbits(63) if message.seed is None else message.seed
         yield events.Submit(
             request=request,
@@ -157,6 +164,8 @@ class Desk:
                 text = live.text + (live.answer.flush() if is_last else "")
                 if not self._say(live.peer, ask.Piece(live.id, one.index, one.token, text)):
                     return [events.Cancel(request) for request in self._requests_of(live.peer)]
+                for timed in self._tracer.take(one.request):
+                    self._say(live.peer, timed)
                 return []
             case events.Finish():
                 end: ask.Event = ask.Finished(
@@ -170,7 +179,8 @@ class Desk:
             case events.Fail():
                 end = ask.Failed(live.id, one.kind, one.reason)
         del self._live[one.request]
-        self._say(live.peer, end)
+        for event in (*self._tracer.end(one.request), end):
+            self._say(live.peer, event)
         return []
 
     def _say(self, peer: bytes, event: ask.Event) -> bool:

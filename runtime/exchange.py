@@ -34,6 +34,14 @@ class Token:
 
 
 @dataclass(frozen=True)
+class Trace:
+    """What a traced request left behind: raw marks, each by its own clock."""
+
+    steps: tuple[ask.Timed, ...]
+    clocks: tuple[ask.StageClock, ...]
+
+
+@dataclass(frozen=True)
 class Result:
     """An answer that is over.
 
@@ -43,6 +51,7 @@ class Result:
         token_seconds: from each token to the next, one less than there are tokens.
         compute_seconds: what the stages spent computing the tokens after the first.
         kept_tokens: of the prompt, that were not computed again as an earlier prompt had them.
+        trace: of a traced request: what every step took where; see `runtime/token_times.py`.
         is_mixed: stages differ in provider, target or ONNX Runtime version: other devices of the
             same model may round, and at a near tie choose, differently.
     """
@@ -56,6 +65,7 @@ class Result:
     compute_seconds: float
     kept_tokens: int
     is_mixed: bool = False
+    trace: Trace | None = None
 
 
 class Exchange:
@@ -70,6 +80,8 @@ class Exchange:
         self._next_ping = now + PING_SECONDS
         self._prompt_tokens = 0
         self._tokens: list[Token] = []
+        self._steps: list[ask.Timed] = []
+        self._clocks: tuple[ask.StageClock, ...] | None = None
 
     def handle(self, event: ask.Event, now: float) -> Token | None:
         """Apply an event.
@@ -95,6 +107,10 @@ class Exchange:
                 token = Token(event.text, event.token, event.index, now - self._started)
                 self._tokens.append(token)
                 return token
+            case ask.Timed():
+                self._steps.append(event)
+            case ask.Clocks():
+                self._clocks = event.stages
             case ask.Finished():
                 self._finish(event)
         return None
@@ -133,4 +149,5 @@ class Exchange:
             compute_seconds=event.compute_seconds,
             kept_tokens=event.kept_tokens,
             is_mixed=event.is_mixed,
+            trace=None if self._clocks is None else Trace(tuple(self._steps), self._clocks),
         )

@@ -259,6 +259,8 @@ class StageCore:
     def _misfit(self, step: Step, payload_bytes: int) -> str | None:
         """Why a step as a whole is not one for this stage."""
         shape, num_rows = self.shape, len(step.rows)
+        if step.marks is not None and len(step.marks) != shape.index:
+            return f"marks of {len(step.marks)} stages at stage {shape.index}"
         if step.num_tokens > min(shape.chunk_tokens, shape.context):
             return (
                 f"step of {step.num_tokens} positions; at most {shape.chunk_tokens} a step and "

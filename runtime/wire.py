@@ -20,7 +20,7 @@ from msgspec import Meta
 
 from edgeshard.errors import LinkError
 
-MAJOR = 3
+MAJOR = 4
 MINOR = 0
 MAX_HEADER_BYTES = 4096
 MAX_ROWS = 64
@@ -29,12 +29,14 @@ MAX_SEEN = 512  # token ids of a message
 MAX_BIASES = 256  # biases of a message
 MAX_LIKELY = 20  # alternatives of a token
 MAX_TEXT = 400
+MAX_TIMED_STAGES = 48  # what fits into a header beside the rows
 _PREFIX = bytes([ord("E"), ord("S"), MAJOR, MINOR])
 
 Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Positive = Annotated[int, Meta(ge=1, le=2**31)]
 TokenId = Annotated[int, Meta(ge=0, le=2**31)]
 Text = Annotated[str, Meta(max_length=MAX_TEXT)]
+Clock = Annotated[float, Meta(ge=0, le=1e12)]
 
 
 class ProtocolError(LinkError):
@@ -126,6 +128,27 @@ class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=Tr
     position: Count
 
 
+class Marks(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
+    """When a stage did what for a step, in seconds by its own clock, which counts from anywhere.
+
+    Attributes:
+        free: the step before was computed; the stage could not have taken this one earlier.
+        taken: the message was here, its header read.
+        started: its payload was an array, and computing began.
+        computed: it ended.
+        written: the result was bytes again; packing the header and sending come behind it.
+    """
+
+    free: Clock
+    taken: Clock
+    started: Clock
+    computed: Clock
+    written: Clock
+
+
+MarksOfStages = Annotated[tuple[Marks, ...], Meta(max_length=MAX_TIMED_STAGES)]
+
+
 class Step(Message, frozen=True):
     """Run `num_tokens` positions of each row; carries a payload, row behind row.
 
@@ -134,6 +157,7 @@ class Step(Message, frozen=True):
         slot: of the first row; the others hold the slots behind it.
         wants_token: whether the last stage samples; without, it answers that the step is done.
         compute_seconds: what the stages before spent computing.
+        marks: of the stages before, in their order; None: the step is not traced.
     """
 
     epoch: Count
@@ -143,6 +167,7 @@ class Step(Message, frozen=True):
     num_tokens: Positive
     wants_token: bool
     compute_seconds: float = 0.0
+    marks: MarksOfStages | None = None
 
 
 class Close(Message, frozen=True):
@@ -197,12 +222,14 @@ class Token(Message, frozen=True):
     Attributes:
         rows: of the step, without those of requests that a stage gave up.
         compute_seconds: what all stages spent computing the step.
+        marks: of all stages, in their order; None: the step is not traced.
     """
 
     epoch: Count
     number: Count
     rows: Annotated[tuple[Sampled, ...], Meta(max_length=MAX_ROWS)]
     compute_seconds: float
+    marks: MarksOfStages | None = None
 
 
 StageMessage = Open | Seen | Bias | Step | Close | Fault | Trace

@@ -30,6 +30,7 @@ from edgeshard.runtime.sampler import draw
 from edgeshard.runtime.stage import Compute, Copy, Forward, Instruction, StageCore, StageShape
 from edgeshard.runtime.wire import (
     MAX_HEADER_BYTES,
+    Marks,
     ProtocolError,
     Sampled,
     Step,
@@ -141,6 +142,7 @@ class Worker:
         self._outlet = Outlet(dialer, self._poller)
         self._is_reported = False
         self._open_slots = 0
+        self._free = 0.0  # when the last step was computed
 
     def serve(self, session: Session) -> None:
         """Take steps until the process is told to end."""
@@ -168,9 +170,11 @@ class Worker:
     def _apply(self, arrival: Arrival) -> None:
         header, payload = split(arrival.frames)
         message = stage_codec.decode(header)
+        is_traced = isinstance(message, Step) and message.marks is not None
+        taken = time.perf_counter() if is_traced else 0.0
         for instruction in self._core.handle(message, len(payload) if payload is not None else 0):
             if isinstance(instruction, Compute) and payload is not None:
-                self._compute(instruction, payload)
+                self._compute(instruction, payload, taken)
             elif isinstance(instruction, Copy):
                 self._copy(instruction)
             else:
@@ -191,23 +195,29 @@ class Worker:
         for instruction in self._core.give_up(request, f"{error}"):
             self._forward(instruction)
 
-    def _compute(self, work: Compute, payload: memoryview) -> None:
-        step, started = work.step, time.perf_counter()
+    def _compute(self, work: Compute, payload: memoryview, taken: float) -> None:
+        step = work.step
         try:
-            result = self._session.run(
-                step.slot, np.array(work.positions, np.int64), self._values(step, payload)
-            )
+            values, positions = self._values(step, payload), np.array(work.positions, np.int64)
+            started = time.perf_counter()
+            result = self._session.run(step.slot, positions, values)
             rows = self._sampled(work, result) if self._shape.is_last else ()
         except Exception as error:  # whatever a kernel raises ends these requests, not the stage
             for row in step.rows:
                 self._give_up(row.request, error)
             return
-        seconds = step.compute_seconds + time.perf_counter() - started
-        if self._shape.is_last:
-            self._outlet.send([encode(Token(step.epoch, step.number, rows, seconds))])
+        computed = time.perf_counter()
+        seconds = step.compute_seconds + computed - started
+        data = None if self._shape.is_last else np.ascontiguousarray(result).data.cast("B")
+        marks = step.marks
+        if marks is not None:
+            marks += (Marks(self._free, taken, started, computed, time.perf_counter()),)
+        self._free = computed
+        if data is None:
+            self._outlet.send([encode(Token(step.epoch, step.number, rows, seconds, marks))])
             return
-        onward = msgspec.structs.replace(step, compute_seconds=seconds)
-        self._outlet.send([encode(onward), np.ascontiguousarray(result).data.cast("B")])
+        onward = msgspec.structs.replace(step, compute_seconds=seconds, marks=marks)
+        self._outlet.send([encode(onward), data])
 
     def _sampled(self, work: Compute, logits: NDArray[np.float32]) -> tuple[Sampled, ...]:
         """Tokens of the live rows, drawn from logits `[B, vocab]`."""

@@ -189,6 +189,7 @@ def test_only_the_simulator_needs_its_libraries() -> None:
 @pytest.mark.parametrize("name", ON_PAPER)
 def test_what_runs_on_paper_has_costs_and_the_schedule_and_no_clock(name: str) -> None:
     allowed = {"edgeshard.planner", "edgeshard.schemas", "edgeshard.simulate", *SIMULATE_ONLY}
+    allowed.add("edgeshard.chrome_trace")
     allowed |= {"edgeshard.paper", "numpy"} if name == "paper" else set()
     impure = {"datetime", "os", "socket", "subprocess", "threading", "time"}
     for path in (ROOT / "edgeshard" / name).rglob("*.py"):
@@ -203,7 +204,7 @@ def test_protocol_cores_are_pure() -> None:
     """Events in, instructions out: no clock, no thread, no socket, no file."""
     impure = {"asyncio", "os", "pathlib", "random", "select", "socket", "subprocess", "threading"}
     impure |= {"time", "zmq"}
-    for name in ("schedule", "schedule_events", "stage", "wire"):
+    for name in ("schedule", "schedule_events", "stage", "token_times", "tracing", "wire"):
         assert imported(ROOT / "runtime" / f"{name}.py") & impure == set(), name
 
 

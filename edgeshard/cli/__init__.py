@@ -24,6 +24,7 @@ from edgeshard.cli.reproduce import reproduce_paper
 from edgeshard.cli.simulate import simulate
 from edgeshard.cli.status import status
 from edgeshard.cli.stop import stop
+from edgeshard.cli.trace import trace
 from edgeshard.cli.verify import verify
 from edgeshard.errors import EdgeShardError
 
@@ -41,6 +42,7 @@ app.command()(plan)
 app.command()(simulate)
 app.command()(deploy)
 app.command()(generate)
+app.command()(trace)
 app.command()(status)
 app.command()(stop)
 app.command()(verify)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from edgeshard.chrome_trace import Slice
+from edgeshard.chrome_trace import chrome_trace as format_trace
 from edgeshard.errors import InputError
 from edgeshard.simulate.engine import Busy, Run
 from edgeshard.simulate.figures import places
@@ -16,26 +18,19 @@ SUFFIXES = (".svg", ".png")
 
 
 def chrome_trace(run: Run) -> dict[str, object]:
-    """The run in Chrome's trace event format: complete events in microseconds, named threads."""
-    lanes = {where: index for index, where in enumerate(places(run))}
-    names: list[dict[str, object]] = [
-        {"ph": "M", "name": "thread_name", "pid": 1, "tid": lane, "args": {"name": where}}
-        for where, lane in lanes.items()
-    ]
-    events: list[dict[str, object]] = [
-        {
-            "ph": "X",
-            "name": f"{one.kind} of request {one.request}",
-            "cat": one.kind,
-            "pid": 1,
-            "tid": lanes[one.where],
-            "ts": one.start * 1e6,
-            "dur": (one.stop - one.start) * 1e6,
-            "args": {"request": one.request},
-        }
+    """The run in Chrome's trace event format; see `edgeshard.chrome_trace`."""
+    slices = (
+        Slice(
+            one.where,
+            f"{one.kind} of request {one.request}",
+            one.kind,
+            one.start,
+            one.stop,
+            {"request": one.request},
+        )
         for one in run.busy
-    ]
-    return {"traceEvents": names + events, "displayTimeUnit": "ms"}
+    )
+    return format_trace(places(run), slices)
 
 
 def draw(run: Run, path: Path, start: float = 0.0, stop: float | None = None) -> None:

@@ -15,6 +15,7 @@ from edgeshard.runtime.channel import Network
 from edgeshard.runtime.client import AsyncClient, Client
 from edgeshard.runtime.local import LocalCluster
 from edgeshard.runtime.survey import survey
+from edgeshard.runtime.token_times import token_times
 from edgeshard.runtime.wire import Sampling
 from support.runtime_chain import connect, deploy_double, local_cluster, status
 from support.runtime_double import CONTEXT, END, expected
@@ -70,6 +71,24 @@ def test_a_prompt_that_starts_like_an_earlier_one_is_computed_from_there(client:
     result = client.generate(f"{start}, two", raw=True, max_tokens=20).finish()
     assert result.kept_tokens == len(f"{start}, ")
     assert list(result.token_ids) == expected(f"{start}, two".encode(), 20)
+
+
+def test_a_traced_answer_is_the_same_and_its_parts_add_up(client: Client) -> None:
+    result = client.generate("hello", raw=True, max_tokens=9, trace=True).finish()
+    assert list(result.token_ids) == expected(b"hello", 9)
+    assert result.trace is not None
+    assert [clock.device for clock in result.trace.clocks] == ["device-0", "device-1", "device-2"]
+    prompt, *tokens = token_times(result.trace)
+    assert (prompt.num_tokens, prompt.is_decode) == (5, False)
+    assert len(tokens) == 8
+    total = result.trace.steps[-1].returned - result.trace.steps[0].returned
+    assert sum(part.seconds for step in tokens for part in step.parts) == pytest.approx(total)
+    compute = sum(p.seconds for step in tokens for p in step.parts if p.kind == "compute")
+    assert compute == pytest.approx(result.compute_seconds)
+
+
+def test_an_answer_that_is_not_traced_has_no_trace(client: Client) -> None:
+    assert client.generate("hello", raw=True, max_tokens=3).finish().trace is None
 
 
 def test_an_event_loop_runs_many_at_once(chain: LocalCluster) -> None:

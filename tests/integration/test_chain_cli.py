@@ -16,6 +16,7 @@ from edgeshard.cli.generate import generate
 from edgeshard.cli.keys import keys
 from edgeshard.cli.status import status
 from edgeshard.cli.stop import stop
+from edgeshard.cli.trace import trace
 from edgeshard.errors import InputError
 from edgeshard.runtime.deploy import DeployProgress
 from edgeshard.runtime.local import LocalCluster
@@ -24,11 +25,12 @@ from support.runtime_double import expected
 
 pytestmark = pytest.mark.timeout(60)
 RUNNER = CliRunner()
+SECRET = "the vault opens at nine"
 
 
 def app() -> typer.Typer:
     commands = typer.Typer()
-    for command in (keys, agent, deploy, generate, status, stop):
+    for command in (keys, agent, deploy, generate, status, stop, trace):
         commands.command()(command)
     return commands
 
@@ -61,6 +63,30 @@ def test_generate_gives_json(chain: LocalCluster) -> None:
     assert len(answer["token_seconds"]) == 8
 
 
+def test_trace_writes_a_chrome_trace_and_says_what_a_token_takes(
+    chain: LocalCluster, tmp_path: Path
+) -> None:
+    out = tmp_path / "trace.json"
+    words = ["trace", SECRET, "--raw", "--max-tokens", "9", "--out", str(out), *ways(chain)]
+    done = RUNNER.invoke(app(), words, catch_exceptions=False, env={"COLUMNS": "200"})
+    trace = json.loads(out.read_text())
+    lanes = [one["args"]["name"] for one in trace["traceEvents"] if one["name"] == "thread_name"]
+    assert lanes[:3] == ["source", "source -> device-0", "device-0"]
+    computed = [one for one in trace["traceEvents"] if one["name"] == "compute"]
+    assert len(computed) == 3 * 9
+    assert "a token" in done.stdout
+    assert "8 tokens" in done.stdout
+    assert SECRET not in done.stdout + out.read_text()
+
+
+def test_trace_gives_json(chain: LocalCluster, tmp_path: Path) -> None:
+    out = tmp_path / "trace.json"
+    words = ["trace", "hello", "--raw", "--json", "--out", str(out), *ways(chain)]
+    found = json.loads(RUNNER.invoke(app(), words, catch_exceptions=False).stdout)
+    assert sum(part["share"] for part in found["parts"]) == pytest.approx(1.0)
+    assert found["token_seconds"] > 0
+
+
 def test_status_shows_a_table_or_json(chain: LocalCluster) -> None:
     done = RUNNER.invoke(app(), ["status", *ways(chain)], env={"COLUMNS": "200"})
     assert done.exit_code == 0
@@ -87,7 +113,7 @@ def test_progress_of_a_transfer_is_told_by_tenths(capsys: pytest.CaptureFixture[
     assert len(capsys.readouterr().err.splitlines()) == 11
 
 
-@pytest.mark.parametrize("command", ["keys", "agent", "deploy", "generate", "status"])
+@pytest.mark.parametrize("command", ["keys", "agent", "deploy", "generate", "status", "trace"])
 def test_every_command_explains_itself(command: str) -> None:
     done = RUNNER.invoke(app(), [command, "--help"])
     assert done.exit_code == 0

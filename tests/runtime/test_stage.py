@@ -109,6 +109,7 @@ def test_a_gap_gives_the_request_up() -> None:
         (step(0, 2**31), 0),
         (step(2**63 - 1, 1), 16),
         (step(12, 5), 5 * 16),  # beyond the context
+        (Step(7, 1, 0, (Row(5, 0),), 1, True, 0.0, ()), 16),  # traced, but stage 0 left no marks
     ],
 )
 def test_what_does_not_fit_never_reaches_the_session(message: Step, size: int) -> None:

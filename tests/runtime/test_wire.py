@@ -26,6 +26,8 @@ samplings = st.builds(
     logprobs=st.none() | st.integers(0, wire.MAX_LIKELY),
 )
 token_ids = st.integers(0, 2**31)
+clocks = st.floats(0, 1e12)
+marks = st.builds(wire.Marks, clocks, clocks, clocks, clocks, clocks)
 stage_messages = st.one_of(
     st.builds(
         wire.Open,
@@ -62,6 +64,7 @@ stage_messages = st.one_of(
         st.integers(1, 2**31),
         st.booleans(),
         st.floats(0, 1e6),
+        st.none() | st.lists(marks, max_size=wire.MAX_TIMED_STAGES).map(tuple),
     ),
     st.builds(wire.Close, counts, counts, counts),
     st.builds(wire.Fault, counts, counts, counts, st.text(max_size=100)),
@@ -154,7 +157,7 @@ def test_a_changed_message_is_a_message_or_refused(
 def test_another_major_version_is_refused_by_name() -> None:
     header = bytearray(wire.encode(wire.Close(1, 2, 3)))
     header[2] = 9
-    with pytest.raises(wire.ProtocolError, match=r"protocol 9\.0.*3\.0"):
+    with pytest.raises(wire.ProtocolError, match=rf"protocol 9\.0.*{wire.MAJOR}\.0"):
         wire.stage_codec.decode(bytes(header))
 
 
@@ -180,3 +183,18 @@ def test_a_sampling_out_of_range_is_refused(temperature: float) -> None:
 def test_another_number_of_parts_is_refused(count: int) -> None:
     with pytest.raises(wire.ProtocolError, match="parts"):
         wire.split([memoryview(b"x")] * count)
+
+
+def test_the_longest_traced_step_fits_into_a_header() -> None:
+    largest = 2**63 - 1
+    rows = (wire.Row(largest, largest),) * wire.MAX_ROWS
+    marks = (wire.Marks(*[0.1] * 5),) * wire.MAX_TIMED_STAGES
+    step = wire.Step(largest, largest, largest, rows, 2**31, True, 0.1, marks)
+    assert len(wire.encode(step)) <= wire.MAX_HEADER_BYTES
+
+
+@pytest.mark.parametrize("seconds", [float("nan"), float("inf"), -1.0])
+def test_a_mark_that_is_no_time_is_refused(seconds: float) -> None:
+    step = wire.Step(1, 1, 1, (wire.Row(1, 1),), 1, True, 0.0, (wire.Marks(*[seconds] * 5),))
+    with pytest.raises(wire.ProtocolError, match="float"):
+        wire.stage_codec.decode(wire.encode(step))
