@@ -31,7 +31,7 @@ test: setup
 
 # onnxruntime-openvino has onnxruntime's import name, so an agent runs it from an environment of its own.
 OPENVINO := .venv-openvino
-DEVICE_NEEDS := jinja2 jsonschema msgspec numpy onnx psutil pyzmq rich tokenizers typer
+DEVICE_NEEDS := jinja2 jsonschema msgspec numpy onnx prometheus_client psutil pyzmq rich tokenizers typer
 
 openvino-test: setup $(OPENVINO)/.installed
 	$(BIN)/python -m pytest -q -rs tests/integration/test_openvino.py

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -36,6 +37,9 @@ from edgeshard.runtime.wire import ProtocolError, encode, split
 from edgeshard.schemas import files
 from edgeshard.schemas.cluster import Cluster, Device
 
+if TYPE_CHECKING:
+    from edgeshard.runtime.metrics import MetricsServer
+
 TURN_SECONDS = 0.25
 WATCHED_SECONDS = 10.0
 CHILD_SECONDS = 2.0
@@ -48,6 +52,8 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     Attributes:
         bind_address: address to listen at where it is not the one that the others reach.
         drain_seconds: how long running requests may take to finish on SIGTERM.
+        metrics: address and port to serve metrics at; None: nowhere.
+        metrics_beyond_loopback: that address may be one that other machines reach.
         worker, coordinator, profiler: modules of the children; a test puts its own here.
     """
 
@@ -57,6 +63,8 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     store: str
     bind_address: str | None = None
     drain_seconds: float = 10.0
+    metrics: str | None = None
+    metrics_beyond_loopback: bool = False
     worker: str = "edgeshard.runtime.worker"
     coordinator: str = "edgeshard.runtime.coordinator_process"
     profiler: str = "edgeshard.runtime.profiler"
@@ -111,6 +119,22 @@ class Agent:
             raise
         self._poller = Poller(self.waker, self._control)
         self._commands = Commands(self)
+        try:
+            self._metrics = self._serve_metrics()
+        except EdgeShardError:
+            self._commands.close()
+            self.network.close()
+            self.waker.close()
+            raise
+
+    def _serve_metrics(self) -> MetricsServer | None:
+        if self.config.metrics is None:
+            return None
+        from edgeshard.runtime.metrics import AgentCollector, MetricsServer
+
+        place = self.config.metrics
+        collector = AgentCollector(self.device.name, self._commands.tenants_by_role)
+        return MetricsServer(place, self.config.metrics_beyond_loopback, collector)
 
     def device_of(self, name: str) -> Device:
         """A device of our own cluster file.
@@ -189,6 +213,8 @@ class Agent:
                 tenant.stop(CHILD_SECONDS)
             self.jobs.shutdown(cancel_futures=True)
             self._commands.close()
+            if self._metrics is not None:
+                self._metrics.close()
             self.network.close(LAST_WORDS_SECONDS)
             self.waker.close()
 

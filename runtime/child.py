@@ -24,6 +24,7 @@ import msgspec
 
 from edgeshard.errors import EdgeShardError
 from edgeshard.runtime.control import error_of, kind_of
+from edgeshard.runtime.figures import Figures
 from edgeshard.system import NEW_GROUP
 
 MAX_LINE_BYTES = 16 * 2**20
@@ -52,6 +53,7 @@ class Line(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
         result: what a job was for.
         blocked: why the stage cannot go on, "" once it can again.
         drain: parent to child: finish what runs, take nothing new, and why.
+        figures: what the child has counted so far.
     """
 
     progress: str | None = None
@@ -61,6 +63,7 @@ class Line(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     open_slots: int | None = None
     blocked: str | None = None
     drain: str | None = None
+    figures: Figures | None = None
 
     def failure(self) -> EdgeShardError | None:
         """The error in the line, if it is one."""

@@ -21,7 +21,7 @@ from edgeshard.runtime import control, machine
 from edgeshard.runtime.child import Line
 from edgeshard.runtime.coordinator import CoordinatorConfig, StagePeer
 from edgeshard.runtime.links import MAX_PROBE_BYTES, measure_link
-from edgeshard.runtime.tenant import Task, Tenant
+from edgeshard.runtime.tenant import Role, Task, Tenant
 from edgeshard.runtime.uploads import Uploads
 from edgeshard.runtime.worker import StageConfig
 from edgeshard.schemas.shard import ShardManifest
@@ -47,6 +47,15 @@ class Commands:
         """The children, the coordinator first: it has the last word to clients."""
         everyone = (self._coordinator, self._profile, self._stage)
         return [tenant for tenant in everyone if tenant is not None]
+
+    def tenants_by_role(self) -> dict[Role, Tenant]:
+        """The children by what they are."""
+        everyone: dict[Role, Tenant | None] = {
+            "stage": self._stage,
+            "coordinator": self._coordinator,
+            "profiler": self._profile,
+        }
+        return {role: tenant for role, tenant in everyone.items() if tenant is not None}
 
     @property
     def is_idle(self) -> bool:
@@ -259,6 +268,7 @@ class Commands:
                 following.return_endpoint if shard.has_head else following.data_endpoint
             ),
             next_key=following.public_key,
+            tells_figures=agent.config.metrics is not None,
         )
         agent.close_echo()
         self._load, self._shard = load, shard
@@ -300,6 +310,7 @@ class Commands:
             num_groups=start.num_groups,
             silence_seconds=start.silence_seconds,
             is_mixed=start.is_mixed,
+            tells_figures=agent.config.metrics is not None,
         )
         self._coordinator = Tenant(
             f"the coordinator on {agent.device.name}",

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 import numpy as np
@@ -22,8 +22,11 @@ from edgeshard.runtime import ask, control, schedule, wire
 from edgeshard.runtime import schedule_events as events
 from edgeshard.runtime.chain_watch import ChainWatch
 from edgeshard.runtime.channel import Network, Poller, Waker
+from edgeshard.runtime.child import Line
 from edgeshard.runtime.desk import Desk
+from edgeshard.runtime.figures import Due
 from edgeshard.runtime.outlet import Outlet
+from edgeshard.runtime.request_counts import RequestCounts
 from edgeshard.runtime.text import TextModel
 from edgeshard.runtime.tracing import Tracer
 from edgeshard.schemas.common import Blob
@@ -56,6 +59,7 @@ class CoordinatorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
         num_groups: micro-batches that keep every stage busy.
         silence_seconds: how long a step may take before it counts as lost.
         is_mixed: what answers are flagged with.
+        tells_figures: the agent wants to know what is counted here.
     """
 
     store: str
@@ -74,6 +78,7 @@ class CoordinatorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     num_groups: int
     silence_seconds: float
     is_mixed: bool = False
+    tells_figures: bool = False
 
 
 class Coordinator:
@@ -117,6 +122,7 @@ class Coordinator:
             self._poller.watch(agent)
         now = time.monotonic()
         self._watch = ChainWatch([stage.device for stage in config.stages], config.epoch, now)
+        self._counts, self._due = RequestCounts(), Due()
         self._tracer = Tracer([stage.device for stage in config.stages])
         self._schedule = schedule.Schedule(
             schedule.Limits(
@@ -179,8 +185,11 @@ class Coordinator:
             "ready: check that each device reaches the data port of the next"
         )
 
-    def serve(self) -> None:
+    def serve(self, tell: Callable[[Line], None]) -> None:
         """Serve clients; returns once a drain is over.
+
+        Args:
+            tell: takes what is counted here, where the agent wants to know.
 
         Raises:
             Stopped: told to end; every client was told.
@@ -203,7 +212,10 @@ class Coordinator:
         try:
             while not (self._drain is not None and desk.is_idle):
                 self._turn(desk)
-                self._check(desk, time.monotonic())
+                now = time.monotonic()
+                self._check(desk, now)
+                if self._config.tells_figures and self._due.at(now):
+                    tell(Line(figures=self._counts.read(self._schedule)))
         except Stopped as stopped:
             self._handle(desk, events.ChainFailed(str(stopped)))
             raise
@@ -322,7 +334,10 @@ class Coordinator:
     # What the schedule wants done
 
     def _handle(self, desk: Desk, event: events.ScheduleEvent) -> None:
-        for cancel in self._do(desk, self._schedule.handle(event)):
+        instructions = self._schedule.handle(event)
+        cancels = self._do(desk, instructions)
+        self._counts.note(event, instructions, time.monotonic())
+        for cancel in cancels:
             self._handle(desk, cancel)
 
     def _do(

@@ -59,7 +59,7 @@ def _serve(parent: Parent, coordinator: Coordinator) -> None:
         seconds = coordinator.connect()
         parent.tell(Line(progress=f"once around the chain: {seconds * 1000:.1f} ms"))
         parent.tell(Line(ready=Ready(trace_seconds=seconds)))
-        coordinator.serve()
+        coordinator.serve(parent.tell)
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
 

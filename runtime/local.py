@@ -108,6 +108,7 @@ class LocalCluster:
         profiler: str | None = None,
         drain_seconds: float = 10.0,
         pythons: Mapping[str, str] | None = None,
+        metrics: bool = False,
     ) -> None:
         """Make keys and the cluster file where they are missing; start with `with`.
 
@@ -121,6 +122,7 @@ class LocalCluster:
             profiler: module that profile runs use; None: the real one.
             drain_seconds: how long requests may take to finish on SIGTERM.
             pythons: interpreters by device, where an agent runs from another environment.
+            metrics: let each agent serve its own, at `metrics_places`.
         """
         self.folder = folder
         self.cluster_path = folder / "cluster.toml"
@@ -138,6 +140,10 @@ class LocalCluster:
         self.keys = keys[OPERATOR]
         self.agents: list[LocalAgent] = []
         self._pythons = dict(pythons or {})
+        self.metrics_places: list[str] = []
+        if metrics:
+            port = free_ports(num_devices)
+            self.metrics_places = [f"127.0.0.1:{port + index}" for index in range(num_devices)]
         defaults = AgentConfig(cluster="", name="", key="", store="")
         self._configs = [
             AgentConfig(
@@ -148,8 +154,9 @@ class LocalCluster:
                 worker=worker or defaults.worker,
                 profiler=profiler or defaults.profiler,
                 drain_seconds=drain_seconds,
+                metrics=self.metrics_places[index] if metrics else None,
             )
-            for name in self.names
+            for index, name in enumerate(self.names)
         ]
 
     def _agent(self, config: AgentConfig) -> LocalAgent:

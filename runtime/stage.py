@@ -127,6 +127,11 @@ class StageCore:
         """Slots that requests hold."""
         return len(self._slots)
 
+    @property
+    def held_positions(self) -> int:
+        """Positions of the requests that hold slots."""
+        return sum(held.length for held in self._slots.values())
+
     def handle(self, message: StageMessage, payload_bytes: int = 0) -> list[Instruction]:
         """Apply one message.
 

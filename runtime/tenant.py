@@ -11,14 +11,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 from edgeshard.errors import DeviceError, EdgeShardError
 from edgeshard.runtime import control
 from edgeshard.runtime.child import Child, Line, describe_exit
 from edgeshard.runtime.control import StageState
+from edgeshard.runtime.figures import Figures
 from edgeshard.runtime.machine import resident_bytes
 
 Post = Callable[[Callable[[], None]], None]
+Role = Literal["stage", "coordinator", "profiler"]
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,7 @@ class Tenant:
         self.reason = ""
         self.resident_bytes = 0
         self.open_slots = 0
+        self.figures: Figures | None = None
         self.has_ended = False
         self._is_stopping = False
         self._error: EdgeShardError | None = None
@@ -124,6 +128,8 @@ class Tenant:
             self._error = self._error or failure
         if line.open_slots is not None:
             self.open_slots = line.open_slots
+        if line.figures is not None:
+            self.figures = line.figures
         if line.blocked is not None:
             self._become("blocked" if line.blocked else "ready", line.blocked)
         if line.ready is not None:

@@ -24,6 +24,7 @@ from edgeshard.artifacts.store import Store
 from edgeshard.errors import DeviceError, EdgeShardError
 from edgeshard.runtime.channel import Arrival, Listener, Network, Poller
 from edgeshard.runtime.child import Line, Parent, Ready, exit_now
+from edgeshard.runtime.figures import Due, StageCounts, StageFigures
 from edgeshard.runtime.keys import load_keys
 from edgeshard.runtime.outlet import Outlet
 from edgeshard.runtime.sampler import draw
@@ -70,6 +71,7 @@ class StageConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         listen: endpoint of the data port.
         previous_key: the only key that may deliver.
         next_endpoint: data port of the next stage, or return port of the source.
+        tells_figures: the agent wants to know what is counted here.
     """
 
     store: str
@@ -86,6 +88,7 @@ class StageConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     previous_key: str
     next_endpoint: str
     next_key: str
+    tells_figures: bool = False
 
 
 OpenSession = Callable[[StageConfig], Session]
@@ -142,6 +145,7 @@ class Worker:
         self._outlet = Outlet(dialer, self._poller)
         self._is_reported = False
         self._open_slots = 0
+        self._counts, self._due = StageCounts(), Due()
         self._free = 0.0  # when the last step was computed
 
     def serve(self, session: Session) -> None:
@@ -155,6 +159,8 @@ class Worker:
                 self._poller.watch(self._listener, readable=not self._outlet.is_blocked)
             if self._listener in ready:
                 self._take()
+            if self._config.tells_figures and self._due.at(time.monotonic()):
+                self._tell(Line(figures=self._figures()))
 
     def _take(self) -> None:
         while not self._outlet.is_blocked and (arrival := self._listener.receive()) is not None:
@@ -170,6 +176,7 @@ class Worker:
     def _apply(self, arrival: Arrival) -> None:
         header, payload = split(arrival.frames)
         message = stage_codec.decode(header)
+        self._counts.received_bytes += len(header) + (0 if payload is None else len(payload))
         is_traced = isinstance(message, Step) and message.marks is not None
         taken = time.perf_counter() if is_traced else 0.0
         for instruction in self._core.handle(message, len(payload) if payload is not None else 0):
@@ -180,9 +187,13 @@ class Worker:
             else:
                 self._forward(instruction)
 
+    def _send(self, frames: list[bytes | memoryview]) -> None:
+        self._counts.sent_bytes += sum(map(len, frames))
+        self._outlet.send(frames)
+
     def _forward(self, instruction: Instruction) -> None:
         if isinstance(instruction, Forward):
-            self._outlet.send([encode(instruction.message)])
+            self._send([encode(instruction.message)])
 
     def _copy(self, work: Copy) -> None:
         try:
@@ -214,10 +225,12 @@ class Worker:
             marks += (Marks(self._free, taken, started, computed, time.perf_counter()),)
         self._free = computed
         if data is None:
-            self._outlet.send([encode(Token(step.epoch, step.number, rows, seconds, marks))])
-            return
-        onward = msgspec.structs.replace(step, compute_seconds=seconds, marks=marks)
-        self._outlet.send([encode(onward), data])
+            self._send([encode(Token(step.epoch, step.number, rows, seconds, marks))])
+        else:
+            onward = msgspec.structs.replace(step, compute_seconds=seconds, marks=marks)
+            self._send([encode(onward), data])
+        self._counts.step_seconds.add(computed - started)
+        self._counts.positions += step.num_tokens * len(step.rows)
 
     def _sampled(self, work: Compute, logits: NDArray[np.float32]) -> tuple[Sampled, ...]:
         """Tokens of the live rows, drawn from logits `[B, vocab]`."""
@@ -256,6 +269,21 @@ class Worker:
         for problem in self._core.problems[:1]:
             print(f"stage {self._shape.index} refused a message: {problem}", file=sys.stderr)
         self._core.problems.clear()
+
+    def _figures(self) -> StageFigures:
+        config, counts, core = self._config, self._counts, self._core
+        return StageFigures(
+            index=config.index,
+            step_seconds=counts.step_seconds.read(),
+            positions=counts.positions,
+            received_bytes=counts.received_bytes,
+            sent_bytes=counts.sent_bytes,
+            refused={**core.counts, "key not admitted": self._listener.refused},
+            open_slots=core.open_slots,
+            slots=config.slots,
+            kv_bytes=config.shard.kv_bytes(core.held_positions, 1),
+            kv_capacity_bytes=config.shard.kv_bytes(config.context, config.slots),
+        )
 
     def _report_blocked(self) -> None:
         is_blocked = self._outlet.blocked_seconds() > BLOCKED_SECONDS

@@ -41,8 +41,8 @@ ALLOWED = {
     },
     "runtime": {
         *("edgeshard.artifacts", "edgeshard.schemas"),
-        *("jinja2", "msgspec", "numpy", "onnx", "onnxruntime", "psutil", "rich", "tokenizers"),
-        "zmq",
+        *("jinja2", "msgspec", "numpy", "onnx", "onnxruntime", "prometheus_client", "psutil"),
+        *("rich", "tokenizers", "zmq"),
     },
 }
 SIMULATE_ONLY = {"matplotlib", "simpy"}

@@ -20,6 +20,16 @@ def agent(
     drain: Annotated[
         float, typer.Option(min=0, help="Seconds that requests may take to finish on SIGTERM.")
     ] = 10.0,
+    metrics: Annotated[
+        str | None, typer.Option(help="Serve Prometheus metrics at this ADDRESS:PORT.")
+    ] = None,
+    metrics_beyond_loopback: Annotated[
+        bool,
+        typer.Option(
+            "--metrics-beyond-loopback",
+            help="Let that be an address that others reach: no key, no encryption.",
+        ),
+    ] = False,
 ) -> None:
     """Run the agent of this device until SIGTERM or Ctrl-C.
 
@@ -35,5 +45,7 @@ def agent(
         store=str(store),
         bind_address=bind,
         drain_seconds=drain,
+        metrics=metrics,
+        metrics_beyond_loopback=metrics_beyond_loopback,
     )
     run_agent(config, lambda: typer.echo(f"{name} is ready; Ctrl-C stops it"))
