@@ -25,7 +25,7 @@ import msgspec
 
 from edgeshard.artifacts.store import Store
 from edgeshard.errors import DeviceError, EdgeShardError, InputError
-from edgeshard.runtime import control
+from edgeshard.runtime import control, log
 from edgeshard.runtime.channel import Arrival, Listener, Network, Poller, Waker
 from edgeshard.runtime.child import Line, Parent, Ready
 from edgeshard.runtime.commands import Commands, as_edgeshard_error
@@ -44,6 +44,7 @@ TURN_SECONDS = 0.25
 WATCHED_SECONDS = 10.0
 CHILD_SECONDS = 2.0
 LAST_WORDS_SECONDS = 0.2
+QUIET = (control.Status, control.Missing, control.PutChunk)
 
 
 class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -195,6 +196,7 @@ class Agent:
 
     def run(self) -> None:
         """Serve until told to end; leaves no child behind."""
+        log.note("agent.started", f"{self.device.name} takes commands")
         try:
             while not self._is_over:
                 ready = self._poller.wait(TURN_SECONDS)
@@ -209,6 +211,7 @@ class Agent:
                         answer_probe(self._echo, arrival)
                 self._tick(time.monotonic())
         finally:
+            log.note("agent.ends", f"{self.device.name} is stopping")
             for tenant in self._commands.tenants():
                 tenant.stop(CHILD_SECONDS)
             self.jobs.shutdown(cancel_futures=True)
@@ -310,9 +313,12 @@ class Agent:
             if not is_operator and not isinstance(request, control.ASKING):
                 raise DeviceError(f"{type(request).__name__} is for operators only")
             task = Task(number, task.send)
+            if not isinstance(request, QUIET):
+                kind = type(request).__name__
+                log.note("command", f"{kind} is asked for", command=kind)
             self._commands.handle(request, payload, arrival.key, task)
         except ProtocolError as error:
-            print(f"a control message was refused: {error}", file=sys.stderr)
+            log.warn("control.refused", f"a control message was refused: {error}")
             task.refuse(error)
         except Exception as error:  # one bad command must not end the daemon
             task.refuse(as_edgeshard_error(error))
@@ -325,6 +331,7 @@ def run_agent(config: AgentConfig, on_ready: Callable[[], None] = lambda: None) 
         InputError: see `Agent`.
         DeviceError: see `Agent`.
     """
+    log.set_up("agent", device=config.name)
     agent = Agent(config)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: agent.interrupt())
@@ -336,7 +343,9 @@ def run_child_agent() -> int:
     """An agent as a child process: its config on standard input, whose end stops it."""
     parent = Parent()
     try:
-        agent = Agent(parent.config(AgentConfig))
+        config = parent.config(AgentConfig)
+        log.set_up("agent", device=config.name)
+        agent = Agent(config)
     except EdgeShardError as error:
         parent.fail(error)
         return error.exit_code

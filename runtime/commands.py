@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from edgeshard.errors import DeviceError, EdgeShardError, InputError
-from edgeshard.runtime import control, machine
+from edgeshard.runtime import control, log, machine
 from edgeshard.runtime.child import Line
 from edgeshard.runtime.coordinator import CoordinatorConfig, StagePeer
 from edgeshard.runtime.links import MAX_PROBE_BYTES, measure_link
@@ -326,7 +325,7 @@ def as_edgeshard_error(error: Exception) -> EdgeShardError:
     """The error itself, or one that says what went wrong inside."""
     if isinstance(error, EdgeShardError):
         return error
-    print(f"internal error: {error!r}", file=sys.stderr)
+    log.warn("internal.error", f"internal error: {error!r}")
     return DeviceError(f"{type(error).__name__}: {error}")
 
 

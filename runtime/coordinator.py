@@ -10,7 +10,6 @@ with Finished or Failed, also when a stage, an agent or this process ends.
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Sequence
 
@@ -18,7 +17,7 @@ import msgspec
 import numpy as np
 
 from edgeshard.errors import DeviceError, LinkError
-from edgeshard.runtime import ask, control, schedule, wire
+from edgeshard.runtime import ask, control, log, schedule, wire
 from edgeshard.runtime import schedule_events as events
 from edgeshard.runtime.chain_watch import ChainWatch
 from edgeshard.runtime.channel import Network, Poller, Waker
@@ -257,7 +256,7 @@ class Coordinator:
             return
         problem = self._watch.problem(now) or self._silence(desk, now)
         if problem is not None:
-            print(f"the chain has failed: {problem}", file=sys.stderr)
+            log.warn("chain.failed", f"the chain has failed: {problem}")
             self._handle(desk, events.ChainFailed(problem))
 
     def _silence(self, desk: Desk, now: float) -> str | None:
@@ -290,7 +289,7 @@ class Coordinator:
             try:
                 message = wire.return_codec.decode(wire.split(arrival.frames, 0)[0])
             except wire.ProtocolError as error:
-                print(f"the last stage sent what is no message: {error}", file=sys.stderr)
+                log.warn("return.refused", f"the last stage sent what is no message: {error}")
                 continue
             if message.epoch != self._config.epoch:
                 continue
@@ -323,7 +322,7 @@ class Coordinator:
             try:
                 reply = control.reply_codec.decode(wire.split(frames)[0])
             except wire.ProtocolError as error:
-                print(f"the agent of {self._name(index)}: {error}", file=sys.stderr)
+                log.warn("pong.refused", f"the agent of {self._name(index)}: {error}")
                 continue
             if isinstance(reply, control.Pong):
                 self._watch.heard(index, reply.stage, reply.draining, time.monotonic())
@@ -367,6 +366,7 @@ class Coordinator:
                     cancels += desk.give(one, is_last=one.request in cut)
                 case events.Finish() | events.Fail():
                     desk.give(one)
+                    log.request_over(one)
         return cancels
 
     def _open(self, one: events.SendOpen) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from edgeshard.artifacts.store import Store
 from edgeshard.errors import EdgeShardError
+from edgeshard.runtime import log
 from edgeshard.runtime.channel import Network
 from edgeshard.runtime.child import Line, Parent, Ready, exit_now
 from edgeshard.runtime.coordinator import Coordinator, CoordinatorConfig, Stopped
@@ -23,6 +24,7 @@ LAST_WORDS_SECONDS = 0.5
 def run_coordinator() -> int:
     """The whole life of a coordinator process; its exit status."""
     parent = Parent()
+    log.set_up("coordinator")
     try:
         config = parent.config(CoordinatorConfig)
         parent.tell(Line(progress="reading the tokenizer"))
@@ -58,10 +60,11 @@ def _serve(parent: Parent, coordinator: Coordinator) -> None:
     try:
         seconds = coordinator.connect()
         parent.tell(Line(progress=f"once around the chain: {seconds * 1000:.1f} ms"))
+        log.note("chain.up", "a trace came around the chain", seconds=seconds)
         parent.tell(Line(ready=Ready(trace_seconds=seconds)))
         coordinator.serve(parent.tell)
     except Stopped as stopped:
-        print(stopped, file=sys.stderr)
+        log.warn("coordinator.stopped", str(stopped))
 
 
 if __name__ == "__main__":

@@ -8,13 +8,12 @@ Rule: whoever asked gets one answer, and an end that nobody asked for is a failu
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 from edgeshard.errors import DeviceError, EdgeShardError
-from edgeshard.runtime import control
+from edgeshard.runtime import control, log
 from edgeshard.runtime.child import Child, Line, describe_exit
 from edgeshard.runtime.control import StageState
 from edgeshard.runtime.figures import Figures
@@ -134,6 +133,7 @@ class Tenant:
             self._become("blocked" if line.blocked else "ready", line.blocked)
         if line.ready is not None:
             self.resident_bytes = line.ready.resident_bytes
+            log.note("child.ready", f"{self.what} is ready", child=self.what, child_pid=self.pid)
             self._become("ready", "")
         if self._task is None:
             return
@@ -150,12 +150,13 @@ class Tenant:
     def _on_exit(self, code: int) -> None:
         self.has_ended = True
         self.open_slots = 0
+        log.note("child.ended", f"{self.what} {describe_exit(code)}", child=self.what, code=code)
         if self._is_stopping:
             error: EdgeShardError = DeviceError(f"{self.what} was stopped by an operator")
         else:
             error = self._error or DeviceError(f"{self.what} {describe_exit(code)}")
             if self._task is None and (code != 0 or self._error is not None):
-                print(error, file=sys.stderr)
+                log.warn("child.failed", str(error), child=self.what)
         if self._task is not None and self._result is not None and self._error is None:
             self._task.reply(*self._result)
         elif self._task is not None:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from edgeshard.artifacts.store import Store
 from edgeshard.errors import DeviceError, EdgeShardError
+from edgeshard.runtime import log
 from edgeshard.runtime.channel import Arrival, Listener, Network, Poller
 from edgeshard.runtime.child import Line, Parent, Ready, exit_now
 from edgeshard.runtime.figures import Due, StageCounts, StageFigures
@@ -202,7 +203,8 @@ class Worker:
             self._give_up(work.request, error)
 
     def _give_up(self, request: int, error: Exception) -> None:
-        print(f"stage {self._shape.index}: {type(error).__name__}: {error}", file=sys.stderr)
+        text = f"stage {self._shape.index}: {type(error).__name__}: {error}"
+        log.warn("request.given_up", text, request=request)
         for instruction in self._core.give_up(request, f"{error}"):
             self._forward(instruction)
 
@@ -267,7 +269,8 @@ class Worker:
             self._open_slots = self._core.open_slots
             self._tell(Line(open_slots=self._open_slots))
         for problem in self._core.problems[:1]:
-            print(f"stage {self._shape.index} refused a message: {problem}", file=sys.stderr)
+            text = f"stage {self._shape.index} refused a message: {problem}"
+            log.warn("message.refused", text)
         self._core.problems.clear()
 
     def _figures(self) -> StageFigures:
@@ -300,6 +303,7 @@ def run_stage(open_session: OpenSession = open_shard) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         config = parent.config(StageConfig)
+        log.set_up("worker", stage=config.index)
         parent.follow(lambda line: None, exit_now)
         with Network(load_keys(Path(config.key))) as network:
             worker = Worker(config, network, parent.tell)
@@ -307,7 +311,10 @@ def run_stage(open_session: OpenSession = open_shard) -> int:
             parent.tell(Line(progress=f"opening units {config.shard.start}-{config.shard.stop}"))
             session = open_session(config)
             resident_bytes = psutil.Process().memory_info().rss
-            parent.tell(Line(ready=Ready(resident_bytes, time.monotonic() - started)))
+            seconds = time.monotonic() - started
+            parent.tell(Line(ready=Ready(resident_bytes, seconds)))
+            units = f"{config.shard.start}-{config.shard.stop}"
+            log.note("stage.ready", "the stage takes steps", units=units, load_seconds=seconds)
             try:
                 worker.serve(session)
             finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -30,13 +31,20 @@ def agent(
             help="Let that be an address that others reach: no key, no encryption.",
         ),
     ] = False,
+    log_json: Annotated[
+        bool, typer.Option("--log-json", help="Log JSON lines, as EDGESHARD_LOG=json does.")
+    ] = False,
 ) -> None:
     """Run the agent of this device until SIGTERM or Ctrl-C.
 
     Operators in the cluster file may then profile this device and deploy to it. The first SIGTERM
     lets running requests finish, the second stops at once; no process is left behind.
     """
+    from edgeshard.runtime import log
     from edgeshard.runtime.agent import AgentConfig, run_agent
+
+    if log_json:
+        os.environ[log.VARIABLE] = log.JSON  # the children's as well
 
     config = AgentConfig(
         cluster=str(cluster),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 import urllib.request
@@ -11,8 +12,10 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from edgeshard.runtime import log
 from edgeshard.runtime.local import LocalCluster
 from support.runtime_chain import connect, deploy_double, local_cluster
+from support.runtime_double import expected
 
 pytestmark = pytest.mark.timeout(60)
 SECRET = "xylophone zeppelin"
@@ -25,6 +28,7 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
     """Three agents that say all they can, after one secret answer."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+        patch.setenv(log.VARIABLE, log.JSON)
         with local_cluster(tmp_path_factory.mktemp("seen"), metrics=True) as cluster:
             deploy_double(cluster)
             with connect(cluster) as client:
@@ -84,3 +88,33 @@ def test_no_metric_has_a_prompt_a_token_or_a_key(chain: LocalCluster) -> None:
     text = "".join(scrape(place) for place in chain.metrics_places)
     public = [device.public_key for device in chain.cluster.devices]
     assert [one for one in (*SECRET.split(), *public) if one in text] == []
+
+
+def logged(chain: LocalCluster, name: str) -> list[dict[str, object]]:
+    text = (chain.folder / f"{name}.log").read_text("utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_every_line_of_a_log_is_json_with_an_event(chain: LocalCluster) -> None:
+    lines = [line for name in chain.names for line in logged(chain, name)]
+    assert all({"time", "level", "process", "pid", "event", "text"} <= set(line) for line in lines)
+    assert {"agent", "worker", "coordinator"} == {line["process"] for line in lines}
+
+
+def test_a_log_tells_the_life_of_the_chain_and_of_a_request(chain: LocalCluster) -> None:
+    until(lambda: any(line["event"] == "request.ended" for line in logged(chain, "device-0")))
+    lines = {str(line["event"]): line for line in logged(chain, "device-0")}
+    assert {"agent.started", "stage.ready", "chain.up"} <= set(lines)
+    assert lines["command"]["command"] in ("Load", "StartCoordinator")
+    assert (lines["request.ended"]["outcome"], lines["request.ended"]["tokens"]) == (
+        "length",
+        TOKENS,
+    )
+
+
+def test_no_log_has_a_prompt_an_answer_or_a_key(chain: LocalCluster) -> None:
+    text = "".join((chain.folder / f"{name}.log").read_text("utf-8") for name in chain.names)
+    answer = bytes(expected(SECRET.encode(), TOKENS)).decode("utf-8", "replace")
+    keys = [chain.keys.public, chain.keys.secret]
+    keys += [device.public_key for device in chain.cluster.devices]
+    assert [one for one in (*SECRET.split(), answer, *keys) if one in text] == []
