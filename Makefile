@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: setup check test demo bench planning reproduce-paper wheel clean
+.PHONY: setup check test demo bench planning reproduce-paper two-hosts wheel clean
 
 setup: $(VENV)/.installed
 
@@ -46,6 +46,10 @@ $(OPENVINO)/.installed: pyproject.toml constraints.txt
 # Portable and tensorrt shards in older ONNX Runtime releases, each in an environment of its own.
 old-runtimes: setup
 	$(BIN)/python benchmarks/old_runtimes.py --folder .demo/old-runtimes
+
+# The README's walk over two machines, on hosts of network namespaces; Linux, root, iproute2.
+two-hosts: setup
+	$(BIN)/python -m benchmarks.two_hosts --folder .demo/two-hosts
 
 # Whether what a device needs can be had for other systems; asks the package index, installs nothing.
 platforms: setup

@@ -1,0 +1,271 @@
+"""The README's walk "On two machines", on hosts that share nothing but a network.
+
+python -m benchmarks.two_hosts --folder .demo/two-hosts         as root, with iproute2
+
+    operator ── compiles, profiles, plans, deploys, asks
+    laptop   ── source and a device     desktop ── a device, behind 100 Mbit/s
+    stranger ── has the cluster file and a key of its own that is in nobody's list
+
+Each host has its address and its folder; keys are made where they belong and stay there; what is
+copied between hosts is the cluster file and public keys. Devices run from an environment without
+torch. Every promise that the walk makes is checked, and the first that does not hold ends it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+
+from benchmarks.network_lab import Host, Lab
+from edgeshard.local_run import default_checkpoint
+from edgeshard.schemas import files
+from edgeshard.schemas.plan import Plan
+from edgeshard.schemas.profile import Profile
+
+ROOT = Path(__file__).parents[1]
+QUESTION = "What is the capital of France?"
+PORT = 7000
+MEMORY_MIB = 310  # of each device: less than the whole model takes, so that the split is real
+MEGABITS = 100
+DEVICES = ("laptop", "desktop")
+HOSTS = (*DEVICES, "operator", "stranger")
+# Which ports a host listens at, and who connects to them: the README's table.
+TABLE = {
+    "laptop": {7000: {"operator", "laptop"}, 7001: {"desktop", "laptop"}}
+    | {7002: {"desktop", "laptop"}, 7003: {"operator"}},
+    "desktop": {7000: {"operator", "laptop"}, 7001: {"laptop", "desktop"}},
+}
+
+
+def check(holds: bool, what: str, seen: object = "") -> None:
+    """Say what holds, and end where it does not."""
+    print(f"{'ok  ' if holds else 'FAIL'} {what}{f': {seen}' if seen != '' else ''}", flush=True)
+    if not holds:
+        raise SystemExit(1)
+
+
+class Walk:
+    """The steps, in the README's order."""
+
+    def __init__(self, lab: Lab, device_esc: Path) -> None:
+        self.lab = lab
+        self.operator = lab.hosts["operator"]
+        self.stranger = lab.hosts["stranger"]
+        self.devices = [lab.hosts[name] for name in DEVICES]
+        self._own_esc = Path(sys.executable).parent / "esc"
+        self._device_esc = device_esc
+
+    def esc(self, host: Host, *words: str | Path, fails: bool = False) -> str:
+        """Run `esc` on a host; its output."""
+        started = time.monotonic()
+        program = self._device_esc if host in self.devices else self._own_esc
+        done = host.run(program, *words)
+        took = f"{time.monotonic() - started:.1f} s"
+        shown = f"{host.name}$ esc {' '.join(map(str, words[:2]))} …"
+        if not fails:
+            check(done.returncode == 0, shown, took if done.returncode == 0 else done.stderr)
+        if not fails:
+            return done.stdout
+        said = " ".join((done.stdout + done.stderr).split())
+        return f"{done.returncode} {said}"
+
+    def compile(self) -> None:
+        """Step 1: the machine that compiles; what an earlier walk made of it is reused."""
+        for name in ("profile.json", "plan.json"):
+            (self.operator.folder / name).unlink(missing_ok=True)
+        words = ("--out", "store", "--precision", "int4", "--name", "smollm2")
+        self.esc(self.operator, "compile", default_checkpoint(), *words)
+
+    def keys(self) -> None:
+        """Step 2: each makes its own pair, and tells the public half."""
+        for host in (*self.devices, self.operator, self.stranger):
+            name = "me" if host in (self.operator, self.stranger) else host.name
+            if not (host.folder / "keys" / f"{name}.secret").exists():
+                self.esc(host, "keys", name)
+
+    def cluster_file(self) -> None:
+        """Step 3: addresses that the others reach; the same file for everybody."""
+        keys = {host.name: _public(host, host.name) for host in self.devices}
+        lines = [
+            'format = "edgeshard.cluster/1"',
+            'source = "laptop"',
+            f'operators = ["{_public(self.operator, "me")}"]',
+            "clients = []",
+        ]
+        for host in self.devices:
+            lines += ["", "[[devices]]", f'name = "{host.name}"', f'address = "{host.address}"']
+            lines += [f"port = {PORT}", f'public_key = "{keys[host.name]}"']
+            lines += [f"memory_mib = {MEMORY_MIB}", "threads = 1"]
+        for host in self.lab.hosts.values():
+            (host.folder / "cluster.toml").write_text("\n".join(lines) + "\n", "utf-8")
+
+    def agents(self) -> None:
+        """Step 5, and the operator's status once they are there."""
+        for host in self.devices:
+            self._start_agent(host)
+        self.esc(self.operator, "status", *self._ways())
+
+    def _start_agent(self, host: Host, cluster: str = "cluster.toml") -> None:
+        key = ("--key", f"keys/{host.name}.secret", "--store", f"store-{host.name}")
+        words = ("agent", "--cluster", cluster, "--name", host.name, *key)
+        host.start("agent.log", self._device_esc, *words)
+
+    def deploy(self) -> None:
+        """Step 6: profile, plan, deploy."""
+        model = ("--store", "store", "--model", "smollm2")
+        self.esc(self.operator, "profile", *self._ways(), *model, "--out", "profile.json")
+        rates = {
+            (link.source, link.target): link.bytes_per_second * 8 / 1e6
+            for link in files.read(self.operator.folder / "profile.json", Profile).links
+            if link.source != link.target
+        }
+        for (source, target), rate in rates.items():
+            what = f"profile: {source} -> {target} is at most the {MEGABITS} Mbit/s of its link"
+            check(0.5 * MEGABITS < rate < 1.1 * MEGABITS, what, f"{rate:.1f}")
+        asked = ("--objective", "latency", "--context", "2048", "--slots", "1")
+        paths = ("--profile", "profile.json", "--cluster", "cluster.toml", "--out", "plan.json")
+        self.esc(self.operator, "plan", *paths, *asked, *model)
+        plan = files.read(self.operator.folder / "plan.json", Plan)
+        used = [stage.device for stage in plan.stages]
+        check(sorted(used) == sorted(DEVICES), "the plan needs both hosts", " -> ".join(used))
+        print(f"     predicted: {plan.token_seconds * 1000:.2f} ms a token")
+        self.esc(self.operator, "deploy", "plan.json", *self._ways(), *model)
+
+    def ask(self) -> None:
+        """An answer over both hosts, and where its time went."""
+        answer = self.esc(self.operator, "generate", QUESTION, *self._ways())
+        check("Paris" in answer, "the answer comes", answer.strip())
+        print(self.esc(self.operator, "trace", QUESTION, *self._ways(), "--out", "trace.json"))
+
+    def ports(self) -> None:
+        """Step 4: the table of ports is the whole truth."""
+        names = {host.address: host.name for host in self.lab.hosts.values()}
+        for host in self.devices:
+            table = TABLE[host.name]
+            listening = {_port(line.split()[3]) for line in _sockets(host, "-tln")}
+            check(listening == set(table), f"{host.name} listens at these ports only", listening)
+            for line in _sockets(host, "-tn", "state", "established"):
+                _, _, local, remote = line.split()[:4]
+                port, sender = _port(local), names[_address(remote)]
+                if port in table:
+                    who = f"{host.name}:{port} is used by {sender}, as the README says"
+                    check(sender in table[port], who)
+
+    def strangers(self) -> None:
+        """Another key gets in nowhere, and learns nothing."""
+        for command in (("status",), ("generate", QUESTION)):
+            seen = self.esc(self.stranger, *command, *self._ways(), fails=True)
+            is_refused = seen.startswith("6 ") and "Paris" not in seen
+            check(is_refused, f"stranger$ esc {command[0]}: refused", f"… {seen[-120:]}")
+
+    def secrets(self) -> None:
+        """Secret halves lie where they were made, and nowhere else."""
+        for owner in self.lab.hosts.values():
+            (path,) = (owner.folder / "keys").glob("*.secret")
+            secret = path.read_bytes().strip()
+            others = [host for host in self.lab.hosts.values() if host is not owner]
+            found = [
+                file
+                for host in others
+                for file in host.folder.rglob("*")
+                if file.is_file() and file.stat().st_size < 2**20 and secret in file.read_bytes()
+            ]
+            check(not found, f"the secret of {owner.name} is on {owner.name} only", found or "")
+
+    def other_file(self) -> None:
+        """Step 3 again: an agent that has read another cluster file gets nothing deployed."""
+        self.esc(self.operator, "stop", *self._ways())
+        desktop = self.lab.hosts["desktop"]
+        text = (desktop.folder / "cluster.toml").read_text("utf-8")
+        changed = text.replace(f"memory_mib = {MEMORY_MIB}", "memory_mib = 4096")
+        (desktop.folder / "other.toml").write_text(changed, "utf-8")
+        desktop.started[-1].terminate()
+        desktop.started[-1].wait(20)
+        self._start_agent(desktop, "other.toml")
+        self.esc(self.operator, "status", *self._ways())
+        words = ("deploy", "plan.json", *self._ways(), "--store", "store", "--model", "smollm2")
+        seen = self.esc(self.operator, *words, fails=True)
+        is_named = "desktop" in seen and "cluster" in seen
+        check(seen[0] != "0" and is_named, "an agent with another cluster file is refused", seen)
+
+    def end(self) -> None:
+        """Stop the agents; nothing is left."""
+        for host in self.devices:
+            for process in host.started:
+                process.terminate()
+        codes = [process.wait(20) for host in self.devices for process in host.started]
+        check(codes == [0] * len(codes), "agents end at SIGTERM", codes)
+        left = self.lab.processes()
+        check(not left, "no process is left on any host", left or "")
+
+    def _ways(self) -> tuple[str, ...]:
+        return ("--cluster", "cluster.toml", "--key", "keys/me.secret")
+
+
+def _public(host: Host, name: str) -> str:
+    return (host.folder / "keys" / f"{name}.public").read_text("ascii").strip()
+
+
+def _port(address: str) -> int:
+    return int(address.rpartition(":")[2])
+
+
+def _address(address: str) -> str:
+    """Without the port, and plain where IPv6 wraps IPv4."""
+    return address.rpartition(":")[0].strip("[]").removeprefix("::ffff:")
+
+
+def _sockets(host: Host, *words: str) -> list[str]:
+    return host.run("ss", "-H", *words).stdout.splitlines()
+
+
+def device_environment(folder: Path) -> Path:
+    """`esc` of an environment with what a device needs: no torch."""
+    python = folder / "bin" / "python"
+    if not python.exists():
+        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+    pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*pip, "-c", str(ROOT / "constraints.txt"), str(ROOT)], check=True)
+    subprocess.run([*pip, "--force-reinstall", "--no-deps", str(ROOT)], check=True)
+    asks = "import importlib.util as u; raise SystemExit(u.find_spec('torch') is not None)"
+    done = subprocess.run([python, "-P", "-c", asks], check=False)
+    check(done.returncode == 0, "the devices' environment has no torch")
+    return folder / "bin" / "esc"
+
+
+def _interrupted(number: int, _: FrameType | None) -> None:
+    raise SystemExit(128 + number)
+
+
+def main() -> None:
+    """Walk."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--folder", type=Path, default=Path(".demo/two-hosts"))
+    folder = parser.parse_args().folder.resolve()
+    signal.signal(signal.SIGTERM, _interrupted)
+    device_esc = device_environment(folder / "device-environment")
+    with Lab(folder / "hosts", HOSTS) as lab:
+        lab.shape("desktop", MEGABITS)
+        walk = Walk(lab, device_esc)
+        walk.compile()
+        walk.keys()
+        walk.cluster_file()
+        walk.agents()
+        walk.strangers()
+        walk.deploy()
+        walk.ask()
+        walk.ports()
+        walk.strangers()
+        walk.secrets()
+        walk.other_file()
+        walk.end()
+    print("the walk holds")
+
+
+if __name__ == "__main__":
+    main()
