@@ -1,11 +1,11 @@
 """Hosts on one Linux machine: network namespaces with an address each, behind one switch.
 
     switch namespace:  br0 ── port-laptop, port-desktop, port-operator, …
-    each host:         lo, eth0 10.77.0.N/24, a folder of its own
+    each host:         lo, eth0 10.77.0.N/24, a folder and a clock of its own
 
 Rule: everything lies in namespaces whose names begin with our process id, nothing of the machine's
 own network is touched, and leaving the block ends every process in them and removes them. Needs
-root and iproute2.
+root, iproute2 and time namespaces (Linux 5.6, `unshare --time`).
 """
 
 from __future__ import annotations
@@ -20,16 +20,18 @@ from pathlib import Path
 
 NETWORK = "10.77.0"
 END_SECONDS = 15.0
+CLOCK_STEP = 12_345  # seconds between the clocks of two hosts
 
 
 @dataclass
 class Host:
-    """A machine as far as the network and its folder go."""
+    """A machine as far as its network, its folder and its monotonic clock go."""
 
     name: str
     namespace: str
     address: str
     folder: Path
+    clock_seconds: int
     started: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def run(
@@ -60,7 +62,8 @@ class Host:
         return process
 
     def _inside(self, words: Sequence[str | Path]) -> list[str]:
-        return ["ip", "netns", "exec", self.namespace, *map(str, words)]
+        clock = ["unshare", "--time", "--monotonic", str(self.clock_seconds)]
+        return ["ip", "netns", "exec", self.namespace, *clock, *map(str, words)]
 
 
 class Lab:
@@ -71,7 +74,9 @@ class Lab:
         prefix = f"esc-{os.getpid()}"
         self._switch = f"{prefix}-switch"
         self.hosts = {
-            name: Host(name, f"{prefix}-{name}", f"{NETWORK}.{number}", folder / name)
+            name: Host(
+                name, f"{prefix}-{name}", f"{NETWORK}.{number}", folder / name, number * CLOCK_STEP
+            )
             for number, name in enumerate(names, 1)
         }
         self._made: list[str] = []

@@ -6,14 +6,16 @@ python -m benchmarks.two_hosts --folder .demo/two-hosts         as root, with ip
     laptop   ── source and a device     desktop ── a device, behind 100 Mbit/s
     stranger ── has the cluster file and a key of its own that is in nobody's list
 
-Each host has its address and its folder; keys are made where they belong and stay there; what is
-copied between hosts is the cluster file and public keys. Devices run from an environment without
-torch. Every promise that the walk makes is checked, and the first that does not hold ends it.
+Each host has its address, its folder and its clock; keys are made where they belong and stay
+there; what is copied between hosts is the cluster file and public keys. Devices run from an
+environment without torch. Every promise that the walk makes is checked, and the first that does
+not hold ends it.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import signal
 import subprocess
 import sys
@@ -32,6 +34,9 @@ QUESTION = "What is the capital of France?"
 PORT = 7000
 MEMORY_MIB = 310  # of each device: less than the whole model takes, so that the split is real
 MEGABITS = 100
+METRICS = "127.0.0.1:9464"
+FIGURES_SECONDS = 2.0  # until an agent knows what its stage has counted
+LONG = "The river passes a mill, a bridge and a town. " * 36  # a prompt of about 400 tokens
 DEVICES = ("laptop", "desktop")
 HOSTS = (*DEVICES, "operator", "stranger")
 # Which ports a host listens at, and who connects to them: the README's table.
@@ -66,7 +71,7 @@ class Walk:
         program = self._device_esc if host in self.devices else self._own_esc
         done = host.run(program, *words)
         took = f"{time.monotonic() - started:.1f} s"
-        shown = f"{host.name}$ esc {' '.join(map(str, words[:2]))} …"
+        shown = f"{host.name}$ esc {' '.join(map(str, words[:2]))[:60]} …"
         if not fails:
             check(done.returncode == 0, shown, took if done.returncode == 0 else done.stderr)
         if not fails:
@@ -112,7 +117,7 @@ class Walk:
 
     def _start_agent(self, host: Host, cluster: str = "cluster.toml") -> None:
         key = ("--key", f"keys/{host.name}.secret", "--store", f"store-{host.name}")
-        words = ("agent", "--cluster", cluster, "--name", host.name, *key)
+        words = ("agent", "--cluster", cluster, "--name", host.name, *key, "--metrics", METRICS)
         host.start("agent.log", self._device_esc, *words)
 
     def deploy(self) -> None:
@@ -140,15 +145,48 @@ class Walk:
         """An answer over both hosts, and where its time went."""
         answer = self.esc(self.operator, "generate", QUESTION, *self._ways())
         check("Paris" in answer, "the answer comes", answer.strip())
-        print(self.esc(self.operator, "trace", QUESTION, *self._ways(), "--out", "trace.json"))
+
+    def trace(self) -> None:
+        """Clocks differ by hours; a prompt's hop takes what its bytes take at the link's rate."""
+        laptop = self.lab.hosts["laptop"]
+        time.sleep(FIGURES_SECONDS)
+        before = self._sent_bytes(laptop)
+        words = ("trace", LONG, "--raw", "--max-tokens", "9", *self._ways())
+        print(self.esc(self.operator, *words, "--out", "trace.json"))
+        time.sleep(FIGURES_SECONDS)
+        sent = self._sent_bytes(laptop) - before
+        events = json.loads((self.operator.folder / "trace.json").read_text("utf-8"))["traceEvents"]
+        lanes = {one["tid"]: one["args"]["name"] for one in events if one["name"] == "thread_name"}
+        hops = [
+            one["dur"] / 1e6
+            for one in events
+            if one["ph"] == "X" and lanes[one["tid"]] == "laptop -> desktop"
+            if one["args"]["positions"] > 1
+        ]
+        wire = sent * 8 / (MEGABITS * 1e6)
+        what = f"{sent} bytes from laptop to desktop take {wire * 1e3:.1f} ms at {MEGABITS} Mbit/s"
+        check(0.8 * wire < sum(hops) < 1.5 * wire, what, f"traced {sum(hops) * 1e3:.1f} ms")
+
+    def _sent_bytes(self, host: Host) -> int:
+        """What a host's stage has sent, by its own metrics."""
+        text = host.run("curl", "-s", f"http://{METRICS}/metrics").stdout
+        for line in text.splitlines():
+            if line.startswith("edgeshard_hop_sent_bytes_total "):
+                return int(float(line.split()[1]))
+        check(False, f"{host.name} serves metrics on its loopback", text[:200])
+        return 0
 
     def ports(self) -> None:
         """Step 4: the table of ports is the whole truth."""
         names = {host.address: host.name for host in self.lab.hosts.values()}
         for host in self.devices:
             table = TABLE[host.name]
-            listening = {_port(line.split()[3]) for line in _sockets(host, "-tln")}
+            bound = {line.split()[3] for line in _sockets(host, "-tln")}
+            listening = {_port(place) for place in bound - {METRICS}}
             check(listening == set(table), f"{host.name} listens at these ports only", listening)
+            place = f"http://{host.address}:{METRICS.rpartition(':')[2]}/metrics"
+            reached = self.operator.run("curl", "-s", "-m", "3", place)
+            check(reached.returncode != 0, f"the metrics of {host.name} stay on {host.name}")
             for line in _sockets(host, "-tn", "state", "established"):
                 _, _, local, remote = line.split()[:4]
                 port, sender = _port(local), names[_address(remote)]
@@ -259,6 +297,7 @@ def main() -> None:
         walk.strangers()
         walk.deploy()
         walk.ask()
+        walk.trace()
         walk.ports()
         walk.strangers()
         walk.secrets()
