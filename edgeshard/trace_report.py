@@ -57,7 +57,8 @@ def summary(result: Result, steps: Sequence[StepTimes]) -> list[str]:
     if prompt:
         first = prompt[-1].parts[-1].stop - prompt[0].parts[0].start
         lines.append(
-            f"prompt: {sum(step.num_tokens for step in prompt)} positions in {len(prompt)} steps, "
+            f"prompt: {sum(step.num_tokens for step in prompt)} positions in {len(prompt)} "
+            f"step{'s' if len(prompt) > 1 else ''}, "
             f"first token back after {_ms(first)} ms"
         )
     if decode and result.token_seconds:
