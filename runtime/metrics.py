@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import version
 from itertools import accumulate
+from socketserver import TCPServer
 from typing import get_args
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
@@ -31,7 +32,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from edgeshard.errors import DeviceError, InputError
-from edgeshard.runtime import machine
+from edgeshard.runtime import log, machine
 from edgeshard.runtime.control import StageState
 from edgeshard.runtime.figures import CoordinatorFigures, Distribution, StageFigures
 from edgeshard.runtime.tenant import Role, Tenant
@@ -174,7 +175,7 @@ class MetricsServer:
         host, port = parse_place(place, beyond_loopback)
         registry = CollectorRegistry()
         registry.register(collector)
-        kind = _Server6 if host.version == 6 else WSGIServer
+        kind = _Server6 if host.version == 6 else _Server
         try:
             self._server = make_server(
                 str(host), port, make_wsgi_app(registry), kind, handler_class=_Handler
@@ -200,7 +201,22 @@ class MetricsServer:
         self._thread.join(SCRAPE_SECONDS)
 
 
-class _Server6(WSGIServer):
+class _Server(WSGIServer):
+    """Asks no name server for our name, and does not fill the log when a scraper goes away."""
+
+    def server_bind(self) -> None:
+        """Bind."""
+        TCPServer.server_bind(self)
+        host, port = self.server_address[:2]
+        self.server_name, self.server_port = str(host), int(port)
+        self.setup_environ()
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A scraper that said nothing in time, or hung up."""
+        log.note("metrics.dropped", "a scraper was dropped")
+
+
+class _Server6(_Server):
     address_family = socket.AF_INET6
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import urllib.request
 from collections.abc import Iterator, Mapping
 
@@ -12,6 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from edgeshard.errors import DeviceError, InputError
+from edgeshard.runtime import metrics
 from edgeshard.runtime.control import StageState
 from edgeshard.runtime.figures import (
     CoordinatorFigures,
@@ -153,3 +155,21 @@ def test_a_port_in_use_is_a_device_error() -> None:
             MetricsServer(f"127.0.0.1:{server.port}", False, One())
     finally:
         server.close()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
+def test_one_that_says_nothing_does_not_keep_the_others_out(
+    host: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(metrics._Handler, "timeout", 0.05)
+    try:
+        server = MetricsServer(f"{host}:0", False, One())
+    except DeviceError:
+        pytest.skip("this machine has no IPv6")
+    try:
+        with socket.create_connection((host.strip("[]"), server.port)):
+            url = f"http://{host}:{server.port}/"
+            assert b"edgeshard_one 1.0" in urllib.request.urlopen(url, timeout=5).read()
+    finally:
+        server.close()
+    assert "Traceback" not in capsys.readouterr().err
