@@ -28,6 +28,7 @@ FOLDERS = (
     "tests",
 )
 DOCS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+DECISIONS = sorted((ROOT / "docs" / "adr").glob("*.md"))
 TEXT_SUFFIXES = {".cfg", ".json", ".md", ".py", ".svg", ".toml", ".txt", ".yaml", ".yml", ""}
 README = (ROOT / "README.md").read_text("utf-8")
 COMMANDS = typer.main.get_command(app)
@@ -53,7 +54,7 @@ def commands_of_readme() -> Iterator[list[str]]:
 def own_files() -> Iterator[Path]:
     for folder in FOLDERS:
         yield from (ROOT / folder).rglob("*")
-    yield from ROOT.glob("*")
+    yield from (path for path in ROOT.glob("*") if path.name != ".git")
     yield from (ROOT / ".ci").glob("*")
 
 
@@ -107,6 +108,36 @@ def test_a_relative_link_leads_somewhere(path: Path) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", path.read_text("utf-8")):
         if not target.startswith(("https://", "http://", "#")):
             assert (path.parent / target.split("#")[0]).exists(), target
+
+
+@pytest.mark.parametrize("path", DOCS, ids=named)
+def test_a_decision_is_linked_by_its_own_number(path: Path) -> None:
+    links = re.findall(
+        r"\[(?:adr/)?(\d+)[^\]]*\]\((?:adr/)?(\d{4})-[^)]+\)", path.read_text("utf-8")
+    )
+    assert all(int(said) == int(number) for said, number in links), links
+
+
+def test_no_two_decisions_share_a_number() -> None:
+    numbers = [path.name.split("-")[0] for path in DECISIONS]
+    assert numbers, "no decisions"
+    assert len(set(numbers)) == len(numbers), numbers
+
+
+@pytest.mark.parametrize("path", DECISIONS, ids=named)
+def test_a_decision_has_the_number_of_its_file(path: Path) -> None:
+    assert path.read_text("utf-8").startswith(f"# {int(path.name.split('-')[0])}. ")
+
+
+def test_a_decision_that_code_names_exists() -> None:
+    numbers = {path.name.split("-")[0] for path in DECISIONS}
+    for path in own_files():
+        if path.suffix == ".py":
+            for number, rest in re.findall(
+                r"docs/adr/(\d{4})(-[\w.-]+\.md)?", path.read_text("utf-8")
+            ):
+                assert number in numbers, f"{named(path)}: {number}"
+                assert not rest or (ROOT / "docs" / "adr" / f"{number}{rest}").exists(), named(path)
 
 
 @pytest.mark.parametrize("path", DOCS, ids=named)
