@@ -81,8 +81,39 @@ FAMILIES: dict[str, Family] = {
         "Phi-3, Phi-3.5, Phi-4",
         {
             "packed projections, a window": _WINDOW,
+            "half of the channels rotated": {
+                "hidden_size": 128,
+                "head_dim": 32,
+                **_rope("default", partial_rotary_factor=0.5),
+            },
+            "half of the channels rotated, RoPE scaling longrope": {
+                "hidden_size": 128,
+                "head_dim": 32,
+                "original_max_position_embeddings": 160,
+                **_rope("longrope", **_LONG, partial_rotary_factor=0.5),
+            },
         },
     ),
+    "olmo2": Family(
+        "OLMo 2", {"norms of all queries and of all keys, norms behind the products": {}}
+    ),
+    "olmo3": Family(
+        "OLMo 3", {"windows in most blocks": {**_WINDOW, "layer_types": list(_LAYERS)}}
+    ),
+    "exaone4": Family(
+        "EXAONE 4",
+        {
+            "windows in most blocks, the others without positions": {
+                **_WINDOW,
+                "layer_types": list(_LAYERS),
+            }
+        },
+    ),
+    "seed_oss": Family(
+        "Seed-OSS", {"biases of queries, keys and values": {"attention_bias": True}}
+    ),
+    "arcee": Family("Arcee AFM", {"squared ReLU without a gate": {}}),
+    "gemma": Family("Gemma", {"norms from one, a scaled embedding": {"tie_word_embeddings": True}}),
     "granite": Family(
         "Granite 3",
         {

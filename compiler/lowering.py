@@ -32,7 +32,9 @@ FLOATS: dict[FloatType, tuple[int, type[np.generic]]] = {
     "float16": (TensorProto.FLOAT16, np.float16),
     "bfloat16": (TensorProto.BFLOAT16, ml_dtypes.bfloat16),
 }
-ELEMENTWISE = {"Add", "Mul", "Sigmoid", "Sub", "Div", "Tanh", "Neg", "Relu", "Erf", "Exp", "Sqrt"}
+ELEMENTWISE = {
+    *("Add", "Mul", "Sub", "Div", "Pow", "Neg", "Sigmoid", "Tanh", "Relu", "Erf", "Exp", "Sqrt")
+}
 EMBEDDING, HEAD = "embed_tokens.weight", "lm_head.weight"
 
 

@@ -2,7 +2,7 @@
 
     Embedding(tokens)   rows, columns
     RMSNorm(x)          weight, epsilon, size, plus_one (scaled by 1 + weight)
-    HeadNorm(x)         the same over each of `heads` heads; x is [B, S, heads * size]
+    HeadNorm(x)         the same over each of `heads` heads; x is [B, S, heads * size]; 1: over all
     Linear(x)           weights (several are joined: they share the input), biases, out_features
     Attention(qkv) or Attention(q, k, v)
                         causal, with the KV cache; num_heads, num_kv_heads, head_dim, scale,
@@ -201,9 +201,9 @@ def _normed(sources: Sequence[_Source], attention: Node) -> list[Node]:
     for index, (norm, count) in enumerate(zip(norms, heads, strict=True)):
         if norm is None:
             continue
-        if norm.integer("size") != size:
-            raise InputError("a norm over anything but a head of queries or keys is not supported")
-        attributes = norm.attributes | {"heads": count}
+        if norm.integer("size") not in (size, count * size):
+            raise InputError("a norm over a part of the queries or keys is not supported")
+        attributes = norm.attributes | {"heads": count * size // norm.integer("size")}
         output = f"{names[index]}_norm"
         result.append(Node("HeadNorm", (names[index],), (output,), attributes))
         names[index] = output

@@ -96,7 +96,8 @@ def _trace(configuration: _Configuration) -> tuple[Model, dict[str, Tables]]:
     tables = rotary_tables(model.model.rotary_emb, config)
     epsilons = _norm_kinds(model)
     blocks = _Blocks(list(model.model.layers))
-    with _quiet(), _semantic_functions(model), FakeTensorMode(allow_non_fake_inputs=True):
+    partial = _is_partial(config, tables)
+    with _quiet(), _semantic_functions(model, partial), FakeTensorMode(allow_non_fake_inputs=True):
         _replace_modules(model, epsilons, tables)
         tokens = torch.zeros(BATCH, SEQUENCE, dtype=torch.int64)
         graph = _export(_Whole(model).eval(), tokens)
@@ -236,6 +237,12 @@ def _replace_modules(
     model.model.rotary_emb = TableNodes(tables)
 
 
+def _is_partial(config: Any, tables: Mapping[str, Tables]) -> bool:
+    """Whether some blocks turn the first channels of a head only."""
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return any(2 * table.cos.shape[1] < head_dim for table in tables.values())
+
+
 def _local_name(name: str) -> str:
     """A module's name within its block, or within the model: what a checkpoint calls it."""
     plain = name.removeprefix("model.")
@@ -243,11 +250,11 @@ def _local_name(name: str) -> str:
 
 
 @contextlib.contextmanager
-def _semantic_functions(model: Any) -> Iterator[None]:
+def _semantic_functions(model: Any, partial: bool) -> Iterator[None]:
     """Put our functions in place of those that the model's code looks up."""
     home: Any = sys.modules[type(model).__module__]
     original, embedding = home.apply_rotary_pos_emb, torch.nn.Embedding.forward
-    check_rotary(original)
+    check_rotary(original, partial)
     home.apply_rotary_pos_emb = rotary_node
     torch.nn.Embedding.forward = embedding_node  # type: ignore[assignment]  # for this trace only
     try:

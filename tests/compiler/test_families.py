@@ -6,7 +6,7 @@ import pytest
 
 from edgeshard.compiler.families import FAMILIES, listing
 from edgeshard.schemas.common import Target
-from support.tiny_family import CLEAR, NUM_TOKENS, PROOFS, compiled, reference
+from support.tiny_family import NUM_TOKENS, PROOFS, compiled, reference
 from support.tiny_llama import PROMPTS
 
 CUTS = (2, 4)  # embedding, block 0 | blocks 1, 2 | head
@@ -26,11 +26,7 @@ def test_greedy_tokens_over_three_shards_equal_transformers(
 @pytest.mark.parametrize(("family", "proof"), PROOFS)
 def test_the_reference_has_no_near_ties_and_is_no_constant(family: str, proof: str) -> None:
     """Else token identity would hang on rounding, or on one token that always wins."""
-    seen = reference(family, proof)
-
-    assert seen.margin > CLEAR
-    assert len({tuple(answer) for answer in seen.texts}) == len(PROMPTS)
-    assert all(len(set(answer)) > 4 for answer in seen.texts)
+    assert reference(family, proof).flaw() == ""
 
 
 def test_no_family_is_listed_without_a_proof() -> None:

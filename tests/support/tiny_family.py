@@ -2,10 +2,18 @@
 
 A model has three blocks, grouped queries and weights drawn wide; every vector is drawn too, so that
 a forgotten norm, bias or sign shows.
+
+Some seeds give texts with a near tie in them, which would make the proof hang on rounding. The
+first seed that does not is recorded beside this file; whether it is one depends on transformers
+alone and is tested. After a change of the table, of torch or of transformers, record them again:
+
+    PYTHONPATH=tests python -m support.tiny_family
 """
 
 from __future__ import annotations
 
+import importlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, partial
@@ -29,10 +37,16 @@ from support.tiny_llama import (
     home,
 )
 
+# Every export parses the same 500 functions of torchlib anew; a third of a trace.
+_torchlib = importlib.import_module("onnxscript._framework_apis.torch_2_5")
+vars(_torchlib)["get_torchlib_ops"] = cache(_torchlib.get_torchlib_ops)
+
 PROOFS = [(family, proof) for family in FAMILIES for proof in FAMILIES[family].proofs]
 NUM_TOKENS = 64
-NUM_SEEDS = 20
+NUM_SEEDS = 60
 CLEAR = 5e-4  # ours is within a tenth of it
+RECORD = Path(__file__).with_name("family_seeds.json")
+SEEDS: dict[str, dict[str, int]] = json.loads(RECORD.read_text("utf-8"))
 BASE: dict[str, Any] = {
     "vocab_size": VOCAB,
     "hidden_size": 64,
@@ -81,21 +95,27 @@ class Reference:
     texts: list[list[int]]
     margin: float
 
+    def flaw(self) -> str:
+        """Why equal tokens would prove little; empty when they prove what they should."""
+        if self.margin <= CLEAR:
+            return f"a greedy token leads by {self.margin:.1e} only, which hangs on rounding"
+        if len({tuple(text) for text in self.texts}) < len(PROMPTS):
+            return "two prompts have one answer"
+        if min(len(set(text)) for text in self.texts) <= 4:
+            return "an answer has four tokens or fewer"
+        return ""
+
 
 @cache
 def reference(family: str, proof: str) -> Reference:
-    """The model of a proof, with the first seed that leaves no near tie in its texts.
+    """The model of a proof, of the seed that is recorded for it (0 where none is)."""
+    return _reference(family, proof, SEEDS.get(family, {}).get(proof, 0))
 
-    Which seed that is depends on the reference alone; ours is not looked at.
-    """
-    configuration = config(family, dict(FAMILIES[family].proofs[proof]))
-    for seed in range(NUM_SEEDS):
-        made = model(configuration, seed)
-        texts = [generated(made, prompt, NUM_TOKENS) for prompt in PROMPTS]
-        margin = min(map(partial(_margin, made), PROMPTS, texts))
-        if margin > CLEAR and min(len(set(text)) for text in texts) > 4:
-            return Reference(made, texts, margin)
-    raise AssertionError(f"no seed below {NUM_SEEDS} leaves {family}, {proof} without near ties")
+
+def _reference(family: str, proof: str, seed: int) -> Reference:
+    made = model(config(family, dict(FAMILIES[family].proofs[proof])), seed)
+    texts = [generated(made, prompt, NUM_TOKENS) for prompt in PROMPTS]
+    return Reference(made, texts, min(map(partial(_margin, made), PROMPTS, texts)))
 
 
 def _margin(
@@ -121,3 +141,20 @@ def compiled(family: str, proof: str, target: Target, precision: Precision) -> C
     store = Store(home() / "families" / f"{family} {proof} {target} {precision}")
     result = compile_model(folder(family, proof), store, precision=precision, target=target)
     return CompiledModel(store, result.manifest, result.blob)
+
+
+def record_seeds() -> None:
+    """Write the first seed without a flaw for every proof; those that still have none stay."""
+    found: dict[str, dict[str, int]] = {}
+    for family, proof in PROOFS:
+        recorded = SEEDS.get(family, {}).get(proof, 0)
+        seeds = (seed for seed in (recorded, *range(NUM_SEEDS)))
+        found.setdefault(family, {})[proof] = next(
+            seed for seed in seeds if not _reference(family, proof, seed).flaw()
+        )
+        print(family, proof, found[family][proof])
+    RECORD.write_text(json.dumps(found, indent=2) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    record_seeds()
