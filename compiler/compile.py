@@ -26,6 +26,7 @@ from edgeshard.compiler.checkpoint import Checkpoint, check_layers, open_checkpo
 from edgeshard.compiler.choice import Wish, choose_encodings
 from edgeshard.compiler.encoding import STORED
 from edgeshard.compiler.graph import Extent, GraphBuilder
+from edgeshard.compiler.join_products import join_products
 from edgeshard.compiler.lower_ort import OrtLowering
 from edgeshard.compiler.lower_portable import PortableLowering
 from edgeshard.compiler.lower_tensorrt import MAX_STEP, TensorrtLowering
@@ -189,6 +190,7 @@ class _Compilation:
         matrices = check_names(self.checkpoint, self.model)
         wish = Wish(self.precision, self.target, self.bits, self.calibration)
         self.encodings = choose_encodings(self.checkpoint, matrices, wish, self._notice)
+        self.model = join_products(self.model, self.encodings)
         self.lowering = LOWERINGS[self.target](self.shape, self.encodings, self.activations)
         self.total = sum(
             int(np.prod(self.checkpoint.shape(weight))) for weight in self.checkpoint.names()

@@ -11,7 +11,7 @@
                    scales   i8  [N, K/block]
                    steps    f32 [N, 1]              w = step · scale · (code − 2^(bits−1))
     zero_blocks    the same, and
-                   zeros    u8  [N, K/block/2]  low nibble first
+                   zeros    u8  [N, ⌈K/block/2⌉]  low nibble first
                                                     w = step · scale · (code − zero)
 
 N rows (outputs), K columns (inputs). GGUF's Q4_0 and Q8_0 are `blocks` of 32, and Q4_1, whose
@@ -67,7 +67,7 @@ class Encoding:
         if self.has_steps:
             parts["steps"] = (np.float32, (rows, 1))
         if self.kind == "zero_blocks":
-            parts["zeros"] = (np.uint8, (rows, num_blocks // 2))
+            parts["zeros"] = (np.uint8, (rows, num_zero_bytes(num_blocks)))
         if self.kind == "offset_blocks":
             parts["offsets"] = (np.float32, (num_blocks, rows))
         return parts
@@ -94,16 +94,26 @@ STORED: dict[str, Encoding] = {
 }
 
 
-def block_encoding(bits: int, columns: int) -> Encoding:
+def num_zero_bytes(num_blocks: int) -> int:
+    """Bytes of a row's zero points; the last one may be half full."""
+    return -(-num_blocks // 2)
+
+
+def block_encoding(bits: int, columns: int, *, fine: bool = False) -> Encoding:
     """The encoding for `bits` that fits `columns`; floats where no block does.
 
-    At 4 bits blocks of 32 with zero points (without, where a row has no whole bytes of them); at 8
-    bits blocks of 64, which lose less than the rounding of the activations.
+    Blocks of 64, at 4 bits with zero points: a loaded block costs eight bytes beside its codes, so
+    smaller ones are read more slowly than they are stored (docs/adr/0023). At 8 bits they lose less
+    than the rounding of the activations.
+
+    Args:
+        bits: 4 or 8.
+        columns: length of a row.
+        fine: blocks of 32 at 4 bits: less lost for a stored bit, at the price of speed.
     """
-    for block in (64, 32, 16) if bits == 8 else (32, 16):
+    for block in (32, 16) if fine and bits == 4 else (64, 32, 16):
         if columns % block == 0:
-            zeros = bits == 4 and columns % (2 * block) == 0
-            return Encoding("zero_blocks" if zeros else "step_blocks", bits, block)
+            return Encoding("zero_blocks" if bits == 4 else "step_blocks", bits, block)
     return FLOAT
 
 
@@ -149,7 +159,10 @@ def quantise(
         "codes": _pack(codes, encoding.bits),
         "steps": steps,
     }
-    return parts | {"zeros": _pack(zeros, 4)} if with_zeros else parts
+    if with_zeros:
+        odd = shape[1] % 2
+        parts["zeros"] = _pack(np.pad(zeros, ((0, 0), (0, odd))) if odd else zeros, 4)
+    return parts
 
 
 def _quantise_rows(weight: Floats) -> dict[str, Array]:
@@ -191,7 +204,8 @@ def decode(parts: dict[str, Array], encoding: Encoding) -> Floats:
         codes = _unpack(codes)
     blocks = codes.reshape(rows, -1, encoding.block).astype(np.float32)
     if encoding.kind == "zero_blocks":
-        blocks -= _unpack(np.asarray(parts["zeros"], np.uint8))[:, :, None]
+        zeros = _unpack(np.asarray(parts["zeros"], np.uint8))
+        blocks -= zeros[:, : blocks.shape[1], None]
     else:
         blocks -= 2 ** (encoding.bits - 1)
     scales = np.asarray(parts["scales"], np.float32)

@@ -8,6 +8,7 @@ named `BLOB:TENSOR`; which file a blob became, and where in it the tensor starts
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -116,7 +117,7 @@ class GraphBuilder:
         for label, (kind, shape) in self._weights.items():
             extent = extents[":".join(label.split(":")[:2])]
             # A shared blob may be longer than this view of it (zero points).
-            length = int(np.prod(shape) * _BYTES[kind])
+            length = math.ceil(np.prod(shape) * _BYTES[kind])
             tensor = TensorProto(name=label, data_type=kind, dims=shape)
             tensor.data_location = TensorProto.EXTERNAL
             for key, value in (

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 
 from onnx import TensorProto
 
-from edgeshard.compiler.encoding import Encoding
+from edgeshard.compiler.encoding import Encoding, num_zero_bytes
 from edgeshard.compiler.graph import MICROSOFT, GraphBuilder
 from edgeshard.compiler.lowering import Lowering, table_blob, table_shape
 from edgeshard.compiler.semantic import Node
@@ -76,7 +76,8 @@ class OrtLowering(Lowering):
         """Zero points as an input of their own, where they are not the middle of the codes."""
         if encoding.kind != "zero_blocks":
             return []
-        return [graph.weight(f"{weight}.zeros", TensorProto.UINT8, (rows, blocks // 2))]
+        width = num_zero_bytes(blocks)
+        return [graph.weight(f"{weight}.zeros", TensorProto.UINT8, (rows, width))]
 
     def _block_sums(self, graph: GraphBuilder, x: str, blocks: int, block: int) -> str:
         """Sums of `block` neighbouring inputs; products of the same input share them."""

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from onnx import TensorProto
 
-from edgeshard.compiler.encoding import Encoding
+from edgeshard.compiler.encoding import Encoding, num_zero_bytes
 from edgeshard.compiler.graph import GraphBuilder
 from edgeshard.compiler.lowering import Lowering, table_blob, table_shape
 from edgeshard.compiler.semantic import Node
@@ -69,16 +69,23 @@ class PortableLowering(Lowering):
         blocks = columns // encoding.block
         codes = graph.weight(f"{weight}.codes", kind, (rows, columns))
         scales = self.scales(graph, weight, encoding, rows, blocks)
-        own = encoding.kind == "zero_blocks"
+        # Zero points of an odd number of blocks end in half a byte, which DequantizeLinear's do not.
+        is_odd = encoding.kind == "zero_blocks" and blocks % 2 == 1
+        own = encoding.kind == "zero_blocks" and not is_odd
         zeros = f"{weight}.zeros" if own else f"zeros{encoding.bits}:zeros"
         zeros = graph.weight(zeros, kind, (rows, blocks))
         matrix = graph.op(
             "DequantizeLinear", [codes, scales, zeros], at=at, axis=1, block_size=encoding.block
         )
-        if encoding.kind != "offset_blocks":
+        if is_odd:
+            middle = graph.constant(np.full(1, 2 ** (encoding.bits - 1), self.float_dtype))
+            zeros = self._zero_points(graph, weight, rows, blocks, "")
+            offsets = graph.op("Mul", [graph.op("Sub", [middle, zeros], at=at), scales], at=at)
+        elif encoding.kind == "offset_blocks":
+            offsets = graph.weight(f"{weight}.offsets", self.float_type, (blocks, rows))
+            offsets = graph.op("Transpose", [offsets], at=at, perm=[1, 0])
+        else:
             return matrix
-        offsets = graph.weight(f"{weight}.offsets", self.float_type, (blocks, rows))
-        offsets = graph.op("Transpose", [offsets], at=at, perm=[1, 0])
         offsets = graph.op("Unsqueeze", [offsets, graph.integers(-1)], at=at)
         split = graph.op("Reshape", [matrix, graph.integers(rows, blocks, encoding.block)], at=at)
         shifted = graph.op("Add", [split, offsets], at=at)
@@ -95,13 +102,12 @@ class PortableLowering(Lowering):
         codes = graph.op("Gather", [codes, tokens])
         values = graph.op("Cast", [codes], to=self.float_type)
         if encoding.bits == 4:
-            values = self._unpack(graph, values, columns)
+            values = self._unpack(graph, values, 0, 0, columns)
         last = graph.integers(-1)
         split = graph.op("Reshape", [values, graph.integers(0, 0, blocks, encoding.block)])
         if encoding.kind == "zero_blocks":
-            zeros = graph.weight(f"{weight}.zeros", TensorProto.UINT8, (rows, blocks // 2))
-            zeros = graph.op("Cast", [graph.op("Gather", [zeros, tokens])], to=self.float_type)
-            zeros = graph.op("Unsqueeze", [self._unpack(graph, zeros, blocks), last])
+            zeros = self._zero_points(graph, weight, rows, blocks, tokens)
+            zeros = graph.op("Unsqueeze", [zeros, last])
         else:
             zeros = graph.constant(np.full(1, 2 ** (encoding.bits - 1), self.float_dtype))
         split = graph.op("Sub", [split, zeros])
@@ -115,15 +121,32 @@ class PortableLowering(Lowering):
             result = graph.op("Add", [result, graph.op("Unsqueeze", [picked, last])])
         return graph.op("Reshape", [result, graph.integers(0, 0, columns)])
 
-    def _unpack(self, graph: GraphBuilder, values: str, count: int) -> str:
-        """Split bytes, as floats, into `count` nibbles: low and high, side by side."""
+    def _zero_points(
+        self, graph: GraphBuilder, weight: str, rows: int, blocks: int, tokens: str
+    ) -> str:
+        """Zero points as floats: `[rows, blocks]`, or of the rows of `tokens` `[B, S, blocks]`."""
+        width = num_zero_bytes(blocks)
+        zeros = graph.weight(f"{weight}.zeros", TensorProto.UINT8, (rows, width))
+        if tokens:
+            zeros = graph.op("Gather", [zeros, tokens])
+        first = (0, 0) if tokens else (rows,)
+        zeros = graph.op("Cast", [zeros], to=self.float_type)
+        zeros = self._unpack(graph, zeros, *first, 2 * width)
+        if blocks == 2 * width:
+            return zeros
+        parts = [f"{zeros}/used", f"{zeros}/unused"]
+        graph.op("Split", [zeros, graph.integers(blocks, 1)], outputs=parts, axis=-1)
+        return parts[0]
+
+    def _unpack(self, graph: GraphBuilder, values: str, *shape: int) -> str:
+        """Split the bytes of the last axis, as floats, into nibbles, low before high."""
         sixteen = graph.constant(np.full(1, 16, self.float_dtype))
         high = graph.op("Floor", [graph.op("Div", [values, sixteen])])
         low = graph.op("Sub", [values, graph.op("Mul", [high, sixteen])])
         last = graph.integers(-1)
         pair = [graph.op("Unsqueeze", [part, last]) for part in (low, high)]
         both = graph.op("Concat", pair, axis=-1)
-        return graph.op("Reshape", [both, graph.integers(0, 0, count)])
+        return graph.op("Reshape", [both, graph.integers(*shape)])
 
     def position_inputs(self, graph: GraphBuilder) -> None:
         """See `Lowering.position_inputs`."""

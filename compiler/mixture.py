@@ -38,7 +38,8 @@ def mix(
         InputError: all in int4 takes more, or all in int8 less.
     """
     low, high = (
-        {name: block_encoding(b, checkpoint.shape(name)[1]) for name in matrices} for b in (4, 8)
+        {name: block_encoding(b, checkpoint.shape(name)[1], fine=True) for name in matrices}
+        for b in (4, 8)
     )
     sizes = {name: math.prod(checkpoint.shape(name)) for name in checkpoint.names()}
     vectors = 32 * sum(size for name, size in sizes.items() if name not in low)
@@ -46,8 +47,9 @@ def mix(
     num_weights = sum(sizes.values())
     if not least <= bits * num_weights <= most:
         raise InputError(
-            f"--bits {bits:g} is out of reach for {checkpoint.path}: all int4 takes "
-            f"{least / num_weights:.2f}, all int8 {most / num_weights:.2f}"
+            f"--bits {bits:g} is out of reach for {checkpoint.path}: all in 4 bits takes "
+            f"{least / num_weights:.2f}, all in 8 {most / num_weights:.2f}; --precision int4, in "
+            "larger blocks, takes less"
         )
     gains = calibration.gains or {
         name: gain(checkpoint, name, low[name], high[name]) for name in matrices

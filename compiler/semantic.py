@@ -183,7 +183,7 @@ def _projection(sources: Sequence[_Source], attention: Node) -> Node:
     elif len({linear.inputs for linear in linears}) != 1:
         raise InputError("attention whose projections read different inputs is not supported")
     else:
-        attributes = _joined(linears)
+        attributes = join_linears(linears)
     return Node("Linear", linears[0].inputs, attention.inputs, attributes)
 
 
@@ -262,7 +262,8 @@ class _Upstream:
         return _Source(node, start, stop - start, norm)
 
 
-def _joined(projections: Sequence[Node]) -> dict[str, Value]:
+def join_linears(projections: Sequence[Node]) -> dict[str, Value]:
+    """Attributes of one `Linear` in place of several that read the same input."""
     return {
         "weights": tuple(name for node in projections for name in node.names("weights")),
         "biases": tuple(name for node in projections for name in node.names("biases")),

@@ -117,7 +117,7 @@ def test_a_value_is_off_by_half_a_step_or_clipped(
     encoding: Encoding, size: tuple[int, int, int]
 ) -> None:
     rows, blocks, seed = size
-    values = _values(rows, 2 * encoding.block * blocks, seed)
+    values = _values(rows, encoding.block * blocks, seed)
 
     parts = quantise(values, encoding)
     found = decode(parts, encoding)
@@ -198,8 +198,9 @@ def test_the_smallest_and_largest_values_do_no_harm(encoding: Encoding) -> None:
     "encoding",
     [*STORED.values(), block_encoding(8, 128), block_encoding(4, 128), FLOAT],
 )
-def test_parts_are_what_the_layout_says(encoding: Encoding) -> None:
-    values = _values(3, 128, 1)
+@pytest.mark.parametrize("columns", [128, 192])
+def test_parts_are_what_the_layout_says(encoding: Encoding, columns: int) -> None:
+    values = _values(3, columns, 1)
     name = next((key for key, value in STORED.items() if value == encoding), None)
     parts = (
         import_gguf(gguf.quantize(values, KINDS[name]), name)
@@ -209,25 +210,25 @@ def test_parts_are_what_the_layout_says(encoding: Encoding) -> None:
 
     found = {key: (part.dtype.type, part.shape) for key, part in parts.items()}
 
-    assert found == encoding.parts(3, 128)
+    assert found == encoding.parts(3, columns)
 
 
 @pytest.mark.parametrize(
     ("bits", "columns", "block"),
-    [(8, 576, 64), (4, 576, 32), (4, 96, 32), (8, 96, 32), (4, 48, 16), (4, 40, 1), (8, 8, 1)],
+    [(8, 576, 64), (4, 576, 64), (4, 96, 32), (8, 96, 32), (4, 48, 16), (4, 40, 1), (8, 8, 1)],
 )
 def test_the_block_fits_the_row(bits: int, columns: int, block: int) -> None:
     assert block_encoding(bits, columns).block == block
 
 
-@pytest.mark.parametrize(("columns", "kind"), [(64, "zero_blocks"), (96, "step_blocks")])
-def test_zero_points_need_whole_bytes_in_a_row(columns: int, kind: str) -> None:
-    assert block_encoding(4, columns).kind == kind
+def test_fine_blocks_are_smaller_at_4_bits_only() -> None:
+    assert [block_encoding(bits, 576, fine=True).block for bits in (4, 8)] == [32, 64]
 
 
 def test_stored_bits_count_all_parts() -> None:
-    assert block_encoding(4, 96).stored_bits(96) == 4 + 8 / 32 + 32 / 96
-    assert block_encoding(4, 576).stored_bits(576) == 4 + 12 / 32 + 32 / 576
+    assert block_encoding(4, 96).stored_bits(96) == 4 + (3 * 8 + 2 * 8 + 32) / 96
+    assert block_encoding(4, 512).stored_bits(512) == 4 + 12 / 64 + 32 / 512
+    assert block_encoding(4, 576).stored_bits(576) == 4 + (9 * 8 + 5 * 8 + 32) / 576
     assert STORED["Q4_1"].stored_bits(576) == 6
     assert FLOAT.stored_bits(576) == 32
 
@@ -273,12 +274,8 @@ def _assert_equal(found: NDArray[np.float32], expected: NDArray[np.float32], kin
         np.testing.assert_array_equal(found, expected)
 
 
-PRODUCTS = {
-    "self_attn.o_proj.weight": "attn_output",
-    "mlp.gate_proj.weight": "ffn_gate",
-    "mlp.up_proj.weight": "ffn_up",
-    "mlp.down_proj.weight": "ffn_down",
-}
+PRODUCTS = {"self_attn.o_proj.weight": "attn_output", "mlp.down_proj.weight": "ffn_down"}
+GATES = "mlp.gate_proj.weight+mlp.up_proj.weight"  # of one encoding, so one product
 NORMS = {"input_layernorm.weight": "attn_norm", "post_attention_layernorm.weight": "ffn_norm"}
 
 
@@ -303,6 +300,13 @@ def test_every_tensor_of_a_gguf_lies_in_the_artifact_as_stored(
             kind = MIXED[name].name if name in MIXED else ""
             _assert_equal(_read_back(model, index + 1, ours), tiny_gguf.floats[name], kind)
             seen.add(name)
+        gates = [f"blk.{index}.ffn_{part}.weight" for part in ("gate", "up")]
+        _assert_equal(
+            _read_back(model, index + 1, GATES),
+            np.concatenate([tiny_gguf.floats[name] for name in gates]),
+            "",
+        )
+        seen.update(gates)
         q, k, v = (f"blk.{index}.attn_{part}.weight" for part in "qkv")
         expected = [
             _in_order(tiny_gguf.floats[q], HEADS),
@@ -339,6 +343,11 @@ def test_the_real_gguf_lies_in_the_artifact_as_stored(tmp_path: Path) -> None:
             name = f"blk.{index}.{theirs}.weight"
             kind = tensors[name].tensor_type.name
             _assert_equal(_read_back(model, index + 1, ours), expected(name), kind)
+        gates = [f"blk.{index}.ffn_{part}.weight" for part in ("gate", "up")]
+        assert tensors[gates[0]].tensor_type == tensors[gates[1]].tensor_type
+        kind = tensors[gates[0]].tensor_type.name
+        both = np.concatenate([expected(name) for name in gates])
+        _assert_equal(_read_back(model, index + 1, GATES), both, kind)
         parts = [expected(f"blk.{index}.attn_{part}.weight") for part in "qkv"]
         joined = [_in_order(parts[0], 9), _in_order(parts[1], 3), parts[2]]
         found = _read_back(

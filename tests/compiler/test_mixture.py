@@ -101,7 +101,7 @@ def test_two_compiles_agree_and_a_calibration_changes_bytes(tmp_path: Path) -> N
     assert other.blob != one.blob
 
 
-@pytest.mark.parametrize(("bits", "limit"), [(4.0, "all int4 takes"), (9.0, "all int8")])
+@pytest.mark.parametrize(("bits", "limit"), [(4.0, "all in 4 bits takes"), (9.0, "all in 8")])
 def test_bits_out_of_reach_are_refused_with_the_limits(
     tmp_path: Path, bits: float, limit: str
 ) -> None:
@@ -117,10 +117,11 @@ def test_mixed_without_bits_and_bits_without_mixed_are_refused(tmp_path: Path) -
 
 def test_a_mixed_model_is_nearer_to_fp32_than_int4(tmp_path: Path) -> None:
     store = Store(tmp_path)
+    tokens = np.random.default_rng(0).integers(3, 100, 48).tolist()
     found = _compiled(tmp_path, 7.8)
 
     fp32, int4, mixed = (
-        model.chain(2).step(0, [3, 99, 7, 21, 80], every_position=True)
+        model.chain(2).step(0, tokens, every_position=True)
         for model in (
             compiled("grouped"),
             compiled("grouped", "int4"),
