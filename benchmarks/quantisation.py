@@ -210,8 +210,6 @@ def encoding_of(parts: dict[str, Any]) -> Encoding:
     block_bytes = parts["codes"].shape[1] // parts["scales"].shape[1]
     if "zeros" in parts:
         return Encoding("zero_blocks", 4, 2 * block_bytes)
-    if block_bytes == 16:  # rows with an odd number of blocks have no zero points
-        return Encoding("step_blocks", 4, 32)
     return Encoding("step_blocks", 8, block_bytes)
 
 
@@ -226,7 +224,8 @@ def _split(prefix: str, label: str, rows: Floats, model: ModelManifest) -> Weigh
         next((n * model.kv.head_dim for part, n in sizes.items() if part in name), 0)
         for name in names
     ]
-    counts = [count or rows.shape[0] - sum(counts) for count in counts]
+    rest = (rows.shape[0] - sum(counts)) // counts.count(0)  # queries; or gate and up, equally many
+    counts = [count or rest for count in counts]
     ends = np.cumsum(counts)
     return {
         name: rows[end - count : end] for name, count, end in zip(names, counts, ends, strict=True)

@@ -69,7 +69,7 @@ class PortableLowering(Lowering):
         blocks = columns // encoding.block
         codes = graph.weight(f"{weight}.codes", kind, (rows, columns))
         scales = self.scales(graph, weight, encoding, rows, blocks)
-        # Zero points of an odd number of blocks end in half a byte, which DequantizeLinear's do not.
+        # An odd number of zero points ends in half a byte, which DequantizeLinear does not know.
         is_odd = encoding.kind == "zero_blocks" and blocks % 2 == 1
         own = encoding.kind == "zero_blocks" and not is_odd
         zeros = f"{weight}.zeros" if own else f"zeros{encoding.bits}:zeros"

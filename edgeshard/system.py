@@ -64,6 +64,18 @@ def processor_flags() -> frozenset[str]:
     return frozenset()
 
 
+def computing_environment() -> dict[str, str]:
+    """Environment of a process that computes: weights are to lie in huge pages where glibc can.
+
+    A decode step reads all of them, and in pages of 4 KiB the processor looks up an address for
+    every 64 lines. What a person set in GLIBC_TUNABLES stays, and comes last, so that it wins.
+    """
+    if sys.platform != "linux":
+        return dict(os.environ)
+    tunables = ("glibc.malloc.hugetlb=1", os.environ.get("GLIBC_TUNABLES", ""))
+    return {**os.environ, "GLIBC_TUNABLES": ":".join(filter(None, tunables))}
+
+
 def trim_memory() -> None:
     """Give back what the allocator holds and nobody uses; nothing where it is not glibc's."""
     if sys.platform == "linux":

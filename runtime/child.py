@@ -25,7 +25,7 @@ import msgspec
 from edgeshard.errors import EdgeShardError
 from edgeshard.runtime.control import error_of, kind_of
 from edgeshard.runtime.figures import Figures
-from edgeshard.system import NEW_GROUP
+from edgeshard.system import NEW_GROUP, computing_environment
 
 MAX_LINE_BYTES = 16 * 2**20
 T = TypeVar("T")
@@ -104,6 +104,7 @@ class Child:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=stderr,
+            env=computing_environment(),
             start_new_session=True,  # a terminal's Ctrl-C reaches the agent alone
             creationflags=NEW_GROUP,
         )
