@@ -80,8 +80,8 @@ def test_bits_count_scales_and_vectors_but_no_tables() -> None:
     _, model = _quality("int4")
     embedding, block, head = model.units[0], model.units[1], model.units[-1]
 
-    # For a block a byte and, where a row has whole bytes of them, half a byte; for a row a float.
-    wide, wider = 4 + 12 / 32 + 32 / 64, 4 + 8 / 32 + 32 / 96
+    # One block of 64 or three of 32 in a row: a byte for each, for every two one more, and a float.
+    wide, wider = 4 + (8 + 8 + 32) / 64, 4 + (3 * 8 + 2 * 8 + 32) / 96
     assert embedding.bits_per_weight == wide
     square = 2 * 64 * 64 + 2 * 32 * 64 + 2 * 96 * 64  # these have rows of 64,
     down = 64 * 96  # this one of 96
