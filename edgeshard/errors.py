@@ -5,7 +5,8 @@
     ├── ArtifactError   what lies in a store: a blob, a manifest, a graph          exit 3
     ├── PlanError       no plan can satisfy what was asked                         exit 4
     ├── DeviceError     an agent or a stage refused, failed or died                exit 5
-    └── LinkError       a peer did not answer, or speaks another version           exit 6
+    ├── LinkError       a peer did not answer, or speaks another version           exit 6
+    └── BusyError       there is no room for it now; says when to ask again        exit 7
 
 The text of an error is one line: the value, the limit and the next step.
 """
@@ -47,3 +48,14 @@ class LinkError(EdgeShardError):
     """A peer did not answer in time, or does not speak our version."""
 
     exit_code = 6
+
+
+class BusyError(EdgeShardError):
+    """There is no room for a request now.
+
+    Attributes:
+        retry_seconds: when to ask again, by the rate of late; None where nobody knows.
+    """
+
+    exit_code = 7
+    retry_seconds: float | None = None

@@ -2,9 +2,9 @@
 
     Generate(id)  ──►  queued, or Failed at once
                   ◄──  Started(id): the prompt was accepted
-                  ◄──  Piece(id, index, …): one per token, in order
+                  ◄──  Piece(id, index, …): one per token, in order in each answer
                   ◄──  if traced: Timed(id, step, …): one per step, and Clocks(id) before the end
-                  ◄──  exactly one of Finished(id) and Failed(id) ends every request
+                  ◄──  Finished(id, answer) for each answer, or one Failed(id), ends every request
     Cancel(id)    ──►  ends with Finished(cancelled)
     Ping          ──►  Pong; silence beyond a few seconds means that the coordinator is gone
 
@@ -18,13 +18,16 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from edgeshard.runtime.parameters import MAX_ANSWERS, Parameters
 from edgeshard.runtime.wire import (
+    MAX_LIKELY,
     MAX_TIMED_STAGES,
     Clock,
     Codec,
     Count,
     MarksOfStages,
     Message,
+    TokenId,
 )
 from edgeshard.schemas.common import Name
 
@@ -32,7 +35,7 @@ MAX_ASK_BYTES = 512 * 1024
 MAX_EVENT_BYTES = 512 * 1024
 
 FinishReason = Literal["stop", "length", "cancelled"]
-StopText = Annotated[str, Meta(min_length=1, max_length=256)]
+AnswerIndex = Annotated[int, Meta(ge=0, lt=MAX_ANSWERS)]
 
 
 class ChatMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -48,22 +51,13 @@ class Generate(Message, frozen=True):
     Attributes:
         prompt: raw text to continue; None where there are messages.
         messages: a conversation, rendered by the model's chat template.
-        seed: None: the coordinator draws one.
-        ignore_eos: go on after an end token; for measuring.
-        trace: tell what each step took where.
+        parameters: their ranges are checked by the desk, which says what is wrong by name.
     """
 
     id: Count
     prompt: str | None
     messages: tuple[ChatMessage, ...]
-    max_tokens: Annotated[int, Meta(ge=1, le=2**31)]
-    temperature: Annotated[float, Meta(ge=0, le=100)]
-    top_k: Annotated[int, Meta(ge=0, le=2**31)]
-    top_p: Annotated[float, Meta(gt=0, le=1)]
-    seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] | None
-    stop: Annotated[tuple[StopText, ...], Meta(max_length=16)]
-    ignore_eos: bool
-    trace: bool = False
+    parameters: Parameters
 
 
 class Cancel(Message, frozen=True):
@@ -81,22 +75,43 @@ class Pong(Message, frozen=True):
 
 
 class Started(Message, frozen=True):
-    """The prompt was accepted and waits for a slot."""
+    """The prompt was accepted and waits for a slot.
+
+    Attributes:
+        seed: of the first answer; drawn by the coordinator where none was given.
+    """
 
     id: Count
     prompt_tokens: Count
+    seed: Count = 0
+
+
+class Alternative(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
+    """A token that could have come, with its own text and log-probability."""
+
+    token: TokenId
+    text: str
+    logprob: float
 
 
 class Piece(Message, frozen=True):
     """One token with the text that it completes; "" while a character or stop text is unfinished.
 
     An end token comes too, as the last piece, with the text that was still held back.
+
+    Attributes:
+        answer: of several; from 0.
+        logprob: of the token, where it was asked for.
+        alternatives: the likeliest tokens at its place, the first one first.
     """
 
     id: Count
     index: Count
     token: Count
     text: str
+    answer: AnswerIndex = 0
+    logprob: float | None = None
+    alternatives: Annotated[tuple[Alternative, ...], Meta(max_length=MAX_LIKELY)] = ()
 
 
 class Timed(Message, frozen=True):
@@ -142,12 +157,13 @@ class Clocks(Message, frozen=True):
 
 
 class Finished(Message, frozen=True):
-    """The request is over.
+    """An answer is over.
 
     Attributes:
         compute_seconds: what all stages spent on decode steps, the prompt not included.
         kept_tokens: of the prompt, that the stages held already from an earlier one.
         is_mixed: stages differ in provider, target or ONNX Runtime version, and so in rounding.
+        answer: which one of several.
     """
 
     id: Count
@@ -156,6 +172,7 @@ class Finished(Message, frozen=True):
     compute_seconds: float
     kept_tokens: Count = 0
     is_mixed: bool = False
+    answer: AnswerIndex = 0
 
 
 class Failed(Message, frozen=True):
@@ -163,11 +180,13 @@ class Failed(Message, frozen=True):
 
     Attributes:
         kind: name of the error's class.
+        retry_seconds: when to ask again, where it was refused for want of room.
     """
 
     id: Count
     kind: str
     reason: str
+    retry_seconds: float | None = None
 
 
 Ask = Generate | Cancel | Ping

@@ -13,6 +13,7 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Unpack
 
 import msgspec
 
@@ -21,6 +22,7 @@ from edgeshard.runtime import ask
 from edgeshard.runtime.channel import Dialer, KeyPair, Network
 from edgeshard.runtime.exchange import Exchange, Result, Token
 from edgeshard.runtime.keys import load_keys
+from edgeshard.runtime.parameters import Options, parameters_of
 from edgeshard.runtime.wire import encode, split
 from edgeshard.schemas import files
 from edgeshard.schemas.cluster import Cluster, Device
@@ -45,21 +47,34 @@ class _Stream:
             queue=4096,
             asynchronous=is_async,
         )
-        self._exchange = Exchange(NUMBER, self._dialer.endpoint, time.monotonic())
+        self._exchange = self._new_exchange()
         self._cancel_wanted = False
         self._is_closed = False
         self._left = time.monotonic()
 
+    def _new_exchange(self) -> Exchange:
+        num_answers = self._request.parameters.n
+        return Exchange(NUMBER, self._dialer.endpoint, time.monotonic(), num_answers)
+
     @property
     def result(self) -> Result:
-        """The whole answer, once it is over.
+        """The whole answer, once it is over; the first one of several.
 
         Raises:
             InputError: it is not over yet.
         """
-        if self._exchange.result is None:
+        return self.results[0]
+
+    @property
+    def results(self) -> tuple[Result, ...]:
+        """All answers, once they are over.
+
+        Raises:
+            InputError: one is not over yet.
+        """
+        if self._exchange.results is None:
             raise InputError("the answer is not over; read its tokens first")
-        return self._exchange.result
+        return self._exchange.results
 
     def cancel(self) -> None:
         """Ask for no more tokens; those on their way may still come. For any thread."""
@@ -72,7 +87,7 @@ class _Stream:
                 "s: run `esc deploy`, or check the address, the firewall and both keys (a key "
                 "that is not admitted looks the same)"
             )
-        self._exchange = Exchange(NUMBER, self._dialer.endpoint, time.monotonic())
+        self._exchange = self._new_exchange()
         self._dialer.send([encode(self._request)])
 
     def _resume(self) -> None:
@@ -265,14 +280,7 @@ class Client(_Connection):
         *,
         messages: Sequence[Mapping[str, str]] | None = None,
         raw: bool = False,
-        max_tokens: int = 256,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        seed: int | None = None,
-        stop: Sequence[str] = (),
-        ignore_eos: bool = False,
-        trace: bool = False,
+        **options: Unpack[Options],
     ) -> Generation:
         """Ask for an answer, or for the continuation of a raw text.
 
@@ -280,23 +288,13 @@ class Client(_Connection):
             prompt: what to answer; with `raw`, what to continue.
             messages: a conversation instead: `{"role": ..., "content": ...}` each.
             raw: no chat template.
-            max_tokens: tokens at most.
-            temperature: 0 takes the likeliest token.
-            top_k: candidates at most; 0: all.
-            top_p: smallest set of candidates with this probability.
-            seed: the same seed gives the same text; None draws one.
-            stop: strings that end the answer and are not part of it; at most 16.
-            ignore_eos: go on after an end token; for measuring.
-            trace: let the result have a `trace`: what every step took where.
+            options: see `Options`.
 
         Raises:
             InputError: an argument is out of its range.
             LinkError: no coordinator answers.
         """
-        request = _request(
-            *(prompt, messages, raw, max_tokens, temperature, top_k, top_p, seed, stop),
-            *(ignore_eos, trace),
-        )
+        request = _request(prompt, messages, raw, options)
         return Generation(self._network, self._source, request)
 
     def close(self) -> None:
@@ -324,20 +322,10 @@ class AsyncClient(_Connection):
         *,
         messages: Sequence[Mapping[str, str]] | None = None,
         raw: bool = False,
-        max_tokens: int = 256,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        seed: int | None = None,
-        stop: Sequence[str] = (),
-        ignore_eos: bool = False,
-        trace: bool = False,
+        **options: Unpack[Options],
     ) -> AsyncGeneration:
         """Ask for an answer; see `Client.generate`. A missing coordinator shows while reading."""
-        request = _request(
-            *(prompt, messages, raw, max_tokens, temperature, top_k, top_p, seed, stop),
-            *(ignore_eos, trace),
-        )
+        request = _request(prompt, messages, raw, options)
         return AsyncGeneration(self._network, self._source, request)
 
     async def close(self) -> None:
@@ -355,14 +343,7 @@ def _request(
     prompt: str | None,
     messages: Sequence[Mapping[str, str]] | None,
     raw: bool,
-    max_tokens: int,
-    temperature: float,
-    top_k: int,
-    top_p: float,
-    seed: int | None,
-    stop: Sequence[str],
-    ignore_eos: bool,
-    trace: bool,
+    options: Options,
 ) -> ask.Generate:
     if (prompt is None) == (messages is None):
         raise InputError("give either a prompt or messages")
@@ -370,28 +351,13 @@ def _request(
         raise InputError("raw continues a prompt; messages need the chat template")
     if prompt is not None and not raw:
         messages, prompt = [{"role": "user", "content": prompt}], None
-    plain = {
-        "prompt": prompt,
-        "messages": [dict(message) for message in messages or ()],
-        "max_tokens": max_tokens,
-        "temperature": float(temperature),
-        "top_k": top_k,
-        "top_p": float(top_p),
-        "seed": seed,
-        "stop": list(stop),
-        "ignore_eos": ignore_eos,
-        "trace": trace,
-    }
+    plain = [dict(message) for message in messages or ()]
     try:
-        checked = msgspec.convert(plain, _Arguments)
+        conversation = msgspec.convert(plain, tuple[ask.ChatMessage, ...])
     except msgspec.ValidationError as error:
-        raise InputError(f"cannot ask for this: {error}") from error
-    request = ask.Generate(NUMBER, **{name: getattr(checked, name) for name in plain})
+        raise InputError(f"the messages are not a conversation: {error}") from error
+    request = ask.Generate(NUMBER, prompt, conversation, parameters_of(options))
     size = len(encode(request))
     if size > ask.MAX_ASK_BYTES:
         raise InputError(f"the request has {size} bytes, at most {ask.MAX_ASK_BYTES} are taken")
     return request
-
-
-_CHOSEN = [one for one in msgspec.structs.fields(ask.Generate) if one.name != "id"]
-_Arguments = msgspec.defstruct("Arguments", [(one.name, one.type) for one in _CHOSEN])

@@ -16,6 +16,7 @@ from msgspec import Meta
 
 from edgeshard.errors import (
     ArtifactError,
+    BusyError,
     DeviceError,
     EdgeShardError,
     InputError,
@@ -244,7 +245,8 @@ request_codec: Codec[Request] = Codec(Request, MAX_CONTROL_BYTES)
 reply_codec: Codec[Reply] = Codec(Reply, MAX_CONTROL_BYTES)
 
 _KINDS: dict[str, type[EdgeShardError]] = {
-    kind.__name__: kind for kind in (InputError, ArtifactError, PlanError, DeviceError, LinkError)
+    kind.__name__: kind
+    for kind in (InputError, ArtifactError, PlanError, DeviceError, LinkError, BusyError)
 }
 
 

@@ -201,10 +201,12 @@ class Coordinator:
             queue=4096,
         )
         self._poller.watch(clients)
+        model = self._manifest
         desk = Desk(
             clients,
             self._text,
-            self._manifest.eos_token_ids,
+            model.eos_token_ids,
+            model.vocab_size,
             self._config.is_mixed,
             self._tracer,
         )
@@ -365,7 +367,7 @@ class Coordinator:
                 case events.Emit():
                     cancels += desk.give(one, is_last=one.request in cut)
                 case events.Finish() | events.Fail():
-                    desk.give(one)
+                    cancels += desk.give(one)
                     log.request_over(one)
         return cancels
 

@@ -16,6 +16,7 @@ from edgeshard.errors import EdgeShardError
 from edgeshard.runtime import ask, control, wire
 from edgeshard.runtime import schedule_events as events
 from edgeshard.runtime.channel import Arrival, Listener
+from edgeshard.runtime.parameters import Parameters, check, derived_seed
 from edgeshard.runtime.text import Answer, TextModel
 from edgeshard.runtime.tracing import Tracer
 
@@ -23,16 +24,24 @@ MAX_TURN_ASKS = 64
 
 
 @dataclass
-class _Live:
-    """A request that is not over."""
+class _Asked:
+    """What a client asked, with one answer or several."""
 
     peer: bytes
     id: int
+    parameters: Parameters
+    has_failed: bool = False
+
+
+@dataclass
+class _Live:
+    """An answer that is not over."""
+
+    asked: _Asked
+    number: int  # of several answers to the same
     answer: Answer
-    num_prompt: int
-    ignore_eos: bool
-    is_started: bool = False
     text: str = ""
+    sampled: wire.Sampled | None = None
     decode_seconds: float = 0.0
     num_tokens: int = 0
 
@@ -45,11 +54,13 @@ class Desk:
         clients: Listener,
         text: TextModel,
         eos_token_ids: Collection[int],
+        vocab_size: int,
         is_mixed: bool = False,
         tracer: Tracer | None = None,
     ) -> None:
         self._clients = clients
         self._text = text
+        self._vocab_size = vocab_size
         self._eos = frozenset(eos_token_ids)
         self._is_mixed = is_mixed
         self._tracer = tracer or Tracer(())
@@ -84,10 +95,12 @@ class Desk:
                     self._say(arrival.peer, ask.Pong())
 
     def _generate(self, arrival: Arrival, message: ask.Generate) -> Iterator[events.Submit]:
+        parameters = message.parameters
         try:
             if self._requests_of(arrival.peer, message.id):
                 raise wire.ProtocolError(f"request {message.id} of this connection still runs")
-            if message.trace:
+            check(parameters, self._vocab_size)
+            if parameters.trace:
                 self._tracer.check()
             if message.prompt is not None:
                 prompt = self._text.encode_raw(message.prompt)
@@ -96,30 +109,31 @@ class Desk:
         except EdgeShardError as error:
             self._say(arrival.peer, ask.Failed(message.id, control.kind_of(error), str(error)))
             return
-        request, self._next_request = self._next_request, self._next_request + 1
-        answer = Answer(self._text, prompt, message.stop)
-        self._live[request] = _Live(
-            arrival.peer, message.id, answer, len(prompt), message.ignore_eos
-        )
-        if message.trace:
-            self._tracer.begin(request, message.id)
-        seed = secrets.randbits(63) if message.seed is None else message.seed
-        yield events.Submit(
-            request=request,
-            client=arrival.key,
-            prompt=prompt,
-            max_tokens=message.max_tokens,
-            sampling=wire.Sampling(message.temperature, message.top_k, message.top_p, seed),
-        )
-        live = self._live.get(request)
-        if live is not None:  # it was not refused
-            self._say(live.peer, ask.Started(live.id, live.num_prompt))
+        asked = _Asked(arrival.peer, message.id, parameters)
+        seed = secrets.randbits(63) if parameters.seed is None else parameters.seed
+        for number in range(parameters.n):
+            request, self._next_request = self._next_request, self._next_request + 1
+            answer = Answer(self._text, prompt, parameters.stop)
+            self._live[request] = _Live(asked, number, answer)
+            if parameters.trace:
+                self._tracer.begin(request, message.id)
+            yield events.Submit(
+                request=request,
+                client=arrival.key,
+                prompt=prompt,
+                max_tokens=parameters.max_tokens,
+                sampling=sampling_of(parameters, derived_seed(seed, number)),
+                biases=tuple(parameters.logit_bias.items()),
+            )
+            if asked.has_failed:
+                return
+        self._say(asked.peer, ask.Started(asked.id, len(prompt), seed))
 
     def _requests_of(self, peer: bytes, number: int | None = None) -> list[int]:
         return [
             request
             for request, live in self._live.items()
-            if live.peer == peer and number in (None, live.id)
+            if live.asked.peer == peer and number in (None, live.asked.id)
         ]
 
     # From the chain
@@ -135,12 +149,12 @@ class Desk:
             Whether the answer ends with it: an end token or a stop string.
         """
         live = self._live[row.request]
-        live.text = ""
+        live.text, live.sampled = "", row
         if row.token is None:
             return False
         live.decode_seconds += compute_seconds if live.num_tokens else 0.0
         live.num_tokens += 1
-        if row.token in self._eos and not live.ignore_eos:
+        if row.token in self._eos and not live.asked.parameters.ignore_eos:
             live.text = live.answer.flush()
             return True
         live.text, is_stopped = live.answer.push(row.token)
@@ -156,32 +170,70 @@ class Desk:
             is_last: the answer is cut here by its length; what is held back comes too.
 
         Returns:
-            Cancellations, where the client is gone or reads nothing any more.
+            Cancellations: where the client is gone or reads nothing any more, and of the other
+            answers where one failed.
         """
         live = self._live[one.request]
+        asked = live.asked
         match one:
             case events.Emit():
                 text = live.text + (live.answer.flush() if is_last else "")
-                if not self._say(live.peer, ask.Piece(live.id, one.index, one.token, text)):
-                    return [events.Cancel(request) for request in self._requests_of(live.peer)]
+                if not self._say(asked.peer, self._piece(live, one, text)):
+                    return [events.Cancel(request) for request in self._requests_of(asked.peer)]
                 for timed in self._tracer.take(one.request):
-                    self._say(live.peer, timed)
+                    self._say(asked.peer, timed)
                 return []
             case events.Finish():
                 end: ask.Event = ask.Finished(
-                    live.id,
+                    asked.id,
                     one.reason,
                     one.num_tokens,
                     live.decode_seconds,
                     one.num_kept,
                     self._is_mixed,
+                    live.number,
                 )
             case events.Fail():
-                end = ask.Failed(live.id, one.kind, one.reason)
+                end = ask.Failed(asked.id, one.kind, one.reason)
         del self._live[one.request]
+        if asked.has_failed:
+            return []
         for event in (*self._tracer.end(one.request), end):
-            self._say(live.peer, event)
-        return []
+            self._say(asked.peer, event)
+        if isinstance(one, events.Finish):
+            return []
+        asked.has_failed = True
+        return [events.Cancel(request) for request in self._requests_of(asked.peer, asked.id)]
+
+    def _piece(self, live: _Live, one: events.Emit, text: str) -> ask.Piece:
+        sampled = live.sampled
+        likely = sampled.likely if sampled is not None else ()
+        return ask.Piece(
+            live.asked.id,
+            one.index,
+            one.token,
+            text,
+            live.number,
+            sampled.logprob if sampled is not None else None,
+            tuple(
+                ask.Alternative(each.token, self._text.decode([each.token]), each.logprob)
+                for each in likely
+            ),
+        )
 
     def _say(self, peer: bytes, event: ask.Event) -> bool:
         return self._clients.send(peer, [wire.encode(event)])
+
+
+def sampling_of(parameters: Parameters, seed: int) -> wire.Sampling:
+    """What the last stage is told of a request's parameters."""
+    return wire.Sampling(
+        parameters.temperature,
+        parameters.top_k,
+        parameters.top_p,
+        seed,
+        parameters.repetition_penalty,
+        parameters.presence_penalty,
+        parameters.frequency_penalty,
+        parameters.logprobs,
+    )

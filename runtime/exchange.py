@@ -9,9 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 
-from edgeshard.errors import LinkError
+from edgeshard.errors import BusyError, LinkError
 from edgeshard.runtime import ask
+from edgeshard.runtime.ask import Alternative
 from edgeshard.runtime.control import error_of
+from edgeshard.runtime.parameters import derived_seed
 
 PING_SECONDS = 1.0
 SILENCE_SECONDS = 4.0
@@ -25,12 +27,18 @@ class Token:
         text: what it adds to the text; "" while a character or a stop string is unfinished.
         index: from 0.
         seconds: since the request was sent.
+        answer: of several; from 0.
+        logprob: its log-probability by the model, where `logprobs` was asked for.
+        alternatives: the likeliest tokens at its place, as many as were asked for.
     """
 
     text: str
     token_id: int
     index: int
     seconds: float
+    answer: int = 0
+    logprob: float | None = None
+    alternatives: tuple[Alternative, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -54,6 +62,9 @@ class Result:
         trace: of a traced request: what every step took where; see `runtime/token_times.py`.
         is_mixed: stages differ in provider, target or ONNX Runtime version: other devices of the
             same model may round, and at a near tie choose, differently.
+        seed: that a request of this answer alone has.
+        logprobs: of the tokens, where they were asked for.
+        alternatives: of each token, where they were asked for.
     """
 
     text: str
@@ -66,22 +77,38 @@ class Result:
     kept_tokens: int
     is_mixed: bool = False
     trace: Trace | None = None
+    seed: int = 0
+    logprobs: tuple[float, ...] = ()
+    alternatives: tuple[tuple[Alternative, ...], ...] = ()
 
 
 class Exchange:
     """One request from its sending to its end."""
 
-    def __init__(self, number: int, endpoint: str, now: float) -> None:
+    def __init__(self, number: int, endpoint: str, now: float, num_answers: int = 1) -> None:
         self.number = number
-        self.result: Result | None = None
         self._endpoint = endpoint
         self._started = now
         self._heard = now
         self._next_ping = now + PING_SECONDS
         self._prompt_tokens = 0
-        self._tokens: list[Token] = []
         self._steps: list[ask.Timed] = []
         self._clocks: tuple[ask.StageClock, ...] | None = None
+        self._seed = 0
+        self._tokens: list[list[Token]] = [[] for _ in range(num_answers)]
+        self._results: list[Result | None] = [None] * num_answers
+
+    @property
+    def results(self) -> tuple[Result, ...] | None:
+        """All answers, once all are over."""
+        known = tuple(one for one in self._results if one is not None)
+        return known if len(known) == len(self._results) else None
+
+    @property
+    def result(self) -> Result | None:
+        """The first answer, once all are over."""
+        results = self.results
+        return None if results is None else results[0]
 
     def handle(self, event: ask.Event, now: float) -> Token | None:
         """Apply an event.
@@ -98,15 +125,14 @@ class Exchange:
             return None
         match event:
             case ask.Failed():
-                raise error_of(event.kind, event.reason)
+                error = error_of(event.kind, event.reason)
+                if isinstance(error, BusyError):
+                    error.retry_seconds = event.retry_seconds
+                raise error
             case ask.Started():
-                self._prompt_tokens = event.prompt_tokens
+                self._prompt_tokens, self._seed = event.prompt_tokens, event.seed
             case ask.Piece():
-                if event.index != len(self._tokens):
-                    raise LinkError(f"token {len(self._tokens)} is missing; ask again")
-                token = Token(event.text, event.token, event.index, now - self._started)
-                self._tokens.append(token)
-                return token
+                return self._token(event, now)
             case ask.Timed():
                 self._steps.append(event)
             case ask.Clocks():
@@ -114,6 +140,27 @@ class Exchange:
             case ask.Finished():
                 self._finish(event)
         return None
+
+    def _token(self, event: ask.Piece, now: float) -> Token:
+        tokens = self._of_answer(event.answer)
+        if event.index != len(tokens):
+            raise LinkError(f"token {len(tokens)} is missing; ask again")
+        token = Token(
+            event.text,
+            event.token,
+            event.index,
+            now - self._started,
+            event.answer,
+            event.logprob,
+            event.alternatives,
+        )
+        tokens.append(token)
+        return token
+
+    def _of_answer(self, answer: int) -> list[Token]:
+        if answer >= len(self._tokens):
+            raise LinkError(f"answer {answer} comes, {len(self._tokens)} were asked for")
+        return self._tokens[answer]
 
     def wants_ping(self, now: float) -> bool:
         """Whether to ask the coordinator now if it is there.
@@ -124,7 +171,7 @@ class Exchange:
         if now - self._heard > SILENCE_SECONDS:
             raise LinkError(
                 f"the coordinator at {self._endpoint} does not answer for {SILENCE_SECONDS:.0f} s "
-                f"after {len(self._tokens)} tokens: look at `esc status`"
+                f"after {sum(map(len, self._tokens))} tokens: look at `esc status`"
             )
         if now < self._next_ping:
             return False
@@ -136,12 +183,13 @@ class Exchange:
         self._heard += seconds
 
     def _finish(self, event: ask.Finished) -> None:
-        if event.num_tokens != len(self._tokens):
-            raise LinkError(f"{len(self._tokens)} of {event.num_tokens} tokens arrived; ask again")
-        times = [token.seconds for token in self._tokens]
-        self.result = Result(
-            text="".join(token.text for token in self._tokens),
-            token_ids=tuple(token.token_id for token in self._tokens),
+        tokens = self._of_answer(event.answer)
+        if event.num_tokens != len(tokens):
+            raise LinkError(f"{len(tokens)} of {event.num_tokens} tokens arrived; ask again")
+        times = [token.seconds for token in tokens]
+        self._results[event.answer] = Result(
+            text="".join(token.text for token in tokens),
+            token_ids=tuple(token.token_id for token in tokens),
             finish_reason=event.reason,
             prompt_tokens=self._prompt_tokens,
             first_token_seconds=times[0] if times else 0.0,
@@ -150,4 +198,7 @@ class Exchange:
             kept_tokens=event.kept_tokens,
             is_mixed=event.is_mixed,
             trace=None if self._clocks is None else Trace(tuple(self._steps), self._clocks),
+            seed=derived_seed(self._seed, event.answer),
+            logprobs=tuple(token.logprob for token in tokens if token.logprob is not None),
+            alternatives=tuple(token.alternatives for token in tokens if token.alternatives),
         )

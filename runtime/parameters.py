@@ -42,10 +42,7 @@ class Options(TypedDict, total=False):
         presence_penalty: taken from the logit of a token that is in the answer, -2 to 2; 0.
         frequency_penalty: taken for each time that it is in the answer, -2 to 2; 0.
         logit_bias: added to the logits of tokens, by id, -100 to 100; at most 1024 tokens.
-        deadline_seconds: after these the answer ends as it is, counted from its arrival at the
-            coordinator; None: never.
-        reuse_answers: also take from the cache what earlier answers wrote there. Faster for the
-            next turn of a chat; the text may differ at near ties, and the answer is marked.
+        trace: let the result have a `trace`: what every step took where. Of one answer alone.
     """
 
     max_tokens: int
@@ -61,8 +58,7 @@ class Options(TypedDict, total=False):
     presence_penalty: float
     frequency_penalty: float
     logit_bias: Mapping[int, float]
-    deadline_seconds: float | None
-    reuse_answers: bool
+    trace: bool
 
 
 class Parameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -81,8 +77,7 @@ class Parameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     logit_bias: dict[int, float] = {}
-    deadline_seconds: float | None = None
-    reuse_answers: bool = False
+    trace: bool = False
 
 
 class _Range(NamedTuple):
@@ -109,7 +104,6 @@ _RANGES = {
     "repetition_penalty": _Range(0, 100, has_low=False),
     "presence_penalty": _Range(-2, 2),
     "frequency_penalty": _Range(-2, 2),
-    "deadline_seconds": _Range(0, 86400, has_low=False),
 }
 _BIAS = _Range(-100, 100)
 
@@ -146,6 +140,8 @@ def check(parameters: Parameters, vocab_size: int | None = None) -> None:
         value = getattr(parameters, name)
         if value is not None and not allowed.holds(value):
             raise InputError(f"{name} is {_shown(value)}; give {allowed}")
+    if parameters.trace and parameters.n > 1:
+        raise InputError(f"n is {parameters.n}; with trace give 1")
     if len(parameters.stop) > MAX_STOPS:
         raise InputError(f"stop has {len(parameters.stop)} strings; give at most {MAX_STOPS}")
     for text in parameters.stop:

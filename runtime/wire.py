@@ -20,7 +20,7 @@ from msgspec import Meta
 
 from edgeshard.errors import LinkError
 
-MAJOR = 4
+MAJOR = 5
 MINOR = 0
 MAX_HEADER_BYTES = 4096
 MAX_ROWS = 64

@@ -44,7 +44,7 @@ def test_both_clients_can_do_the_same(client: str, name: str) -> None:
 def test_every_family_of_errors_has_an_exit_code_of_its_own() -> None:
     codes = {family.__name__: family.exit_code for family in _families()}
 
-    assert len(set(codes.values())) == len(codes) == 6
+    assert len(set(codes.values())) == len(codes) == 7
     assert all(code > 0 for code in codes.values())
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from edgeshard.errors import InputError
 
 if TYPE_CHECKING:
     from edgeshard.runtime.client import Generation, Result
@@ -31,6 +34,25 @@ def generate(
     stop: Annotated[
         list[str] | None, typer.Option(help="Text that ends the answer; may be given again.")
     ] = None,
+    answers: Annotated[
+        int, typer.Option("--answers", "-n", min=1, help="Answers to the prompt.")
+    ] = 1,
+    logprobs: Annotated[
+        int | None,
+        typer.Option(min=0, help="With --json: log-probabilities, and of so many alternatives."),
+    ] = None,
+    repetition_penalty: Annotated[
+        float, typer.Option(min=0, help="Of tokens in the prompt or the answer; 1: none.")
+    ] = 1.0,
+    presence_penalty: Annotated[
+        float, typer.Option(min=-2, max=2, help="Of tokens that are in the answer.")
+    ] = 0.0,
+    frequency_penalty: Annotated[
+        float, typer.Option(min=-2, max=2, help="The same, for each time.")
+    ] = 0.0,
+    logit_bias: Annotated[
+        list[str] | None, typer.Option(help="TOKEN=BIAS, by token id; may be given again.")
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object at the end instead of text.")
     ] = False,
@@ -52,27 +74,49 @@ def generate(
             top_p=top_p,
             seed=seed,
             stop=stop or (),
+            n=answers,
+            logprobs=logprobs,
+            repetition_penalty=repetition_penalty,
+            presence_penalty=presence_penalty,
+            frequency_penalty=frequency_penalty,
+            logit_bias=_biases(logit_bias or ()),
         ) as generation,
     ):
         try:
-            result = _follow(generation, as_json)
+            results = _follow(generation, is_shown=not as_json and answers == 1)
         except KeyboardInterrupt:
             generation.close()
             typer.echo("\ncancelled", err=True)
             raise typer.Exit(130) from None
     if as_json:
-        typer.echo(json.dumps(_plain(result), ensure_ascii=False))
-    else:
+        plain = [_plain(result) for result in results]
+        typer.echo(json.dumps(plain if answers > 1 else plain[0], ensure_ascii=False))
+        return
+    for number, result in enumerate(results):
+        if answers > 1:
+            typer.echo(f"{result.text}\n")
+            typer.echo(f"answer {number + 1}, seed {result.seed}: ", nl=False, err=True)
         typer.echo(_timings(result), err=True)
 
 
-def _follow(generation: Generation, as_json: bool) -> Result:
+def _biases(words: Sequence[str]) -> dict[int, float]:
+    biases = {}
+    for word in words:
+        token, _, bias = word.partition("=")
+        try:
+            biases[int(token)] = float(bias)
+        except ValueError:
+            raise InputError(f"--logit-bias is {word!r}; give TOKEN=BIAS, as in 42=-5") from None
+    return biases
+
+
+def _follow(generation: Generation, is_shown: bool) -> tuple[Result, ...]:
     for token in generation:
-        if not as_json:
+        if is_shown:
             typer.echo(token.text, nl=False)
-    if not as_json:
+    if is_shown:
         typer.echo()
-    return generation.result
+    return generation.results
 
 
 def _timings(result: Result) -> str:
@@ -89,7 +133,7 @@ def _timings(result: Result) -> str:
 
 
 def _plain(result: Result) -> dict[str, object]:
-    return {
+    plain: dict[str, object] = {
         "text": result.text,
         "token_ids": result.token_ids,
         "finish_reason": result.finish_reason,
@@ -98,4 +142,14 @@ def _plain(result: Result) -> dict[str, object]:
         "token_seconds": result.token_seconds,
         "compute_seconds": result.compute_seconds,
         "is_mixed": result.is_mixed,
+        "kept_tokens": result.kept_tokens,
+        "seed": result.seed,
     }
+    if result.logprobs:
+        plain["logprobs"] = result.logprobs
+    if result.alternatives:
+        plain["alternatives"] = [
+            [{"token": one.token, "text": one.text, "logprob": one.logprob} for one in alternatives]
+            for alternatives in result.alternatives
+        ]
+    return plain

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,11 +15,12 @@ from edgeshard.runtime.agent_client import AgentClient
 from edgeshard.runtime.channel import Network
 from edgeshard.runtime.client import AsyncClient, Client
 from edgeshard.runtime.local import LocalCluster
+from edgeshard.runtime.parameters import derived_seed
 from edgeshard.runtime.survey import survey
 from edgeshard.runtime.token_times import token_times
 from edgeshard.runtime.wire import Sampling
 from support.runtime_chain import connect, deploy_double, local_cluster, status
-from support.runtime_double import CONTEXT, END, expected
+from support.runtime_double import CONTEXT, END, VOCAB, expected
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -56,6 +58,73 @@ def test_a_seed_gives_the_same_text_in_any_company(client: Client) -> None:
         other.finish()
     assert alone.token_ids == together.token_ids
     assert list(alone.token_ids) == expected(b"hello", 30, Sampling(1.0, 0, 1.0, 5))
+
+
+def test_penalties_and_biases_change_the_answer_as_in_one_process(client: Client) -> None:
+    biases = {7: 3.9, 200: -1.0}
+    result = client.generate(
+        *("hello",),
+        raw=True,
+        max_tokens=30,
+        ignore_eos=True,
+        repetition_penalty=1.3,
+        presence_penalty=0.5,
+        frequency_penalty=0.25,
+        logit_bias=biases,
+    ).finish()
+    sampling = Sampling(repetition=1.3, presence=0.5, frequency=0.25)
+    assert list(result.token_ids) == expected(b"hello", 30, sampling, biases)
+    assert list(result.token_ids) != expected(b"hello", 30)
+
+
+def test_a_prompt_of_many_tokens_and_many_biases_reach_the_last_stage(client: Client) -> None:
+    prompt = bytes(range(32, 90)).decode()
+    biases = {token: token / 10 for token in range(VOCAB)}
+    answer = client.generate(
+        prompt, raw=True, max_tokens=4, repetition_penalty=9.0, logit_bias=biases, ignore_eos=True
+    ).finish()
+    sampling = Sampling(repetition=9.0)
+    assert list(answer.token_ids) == expected(prompt.encode(), 4, sampling, biases)
+
+
+def test_log_probabilities_come_with_their_tokens(client: Client) -> None:
+    with client.generate("hello", raw=True, max_tokens=5, logprobs=2) as generation:
+        tokens = list(generation)
+    total = math.log(math.exp(4.0) + math.exp(3.5) + VOCAB - 2)
+    for token in tokens:
+        assert token.logprob == pytest.approx(4.0 - total)
+        assert [one.token for one in token.alternatives] == [
+            token.token_id,
+            (token.token_id + 1) % 256,
+        ]
+        assert token.alternatives[1].logprob == pytest.approx(3.5 - total)
+    assert generation.result.logprobs == tuple(token.logprob for token in tokens)
+
+
+def test_each_of_several_answers_is_that_of_a_request_of_its_own(client: Client) -> None:
+    options = {"raw": True, "max_tokens": 20, "temperature": 1.0, "seed": 5}
+    with client.generate("hello", n=3, **options) as generation:  # type: ignore[arg-type]
+        generation.finish()
+    results = generation.results
+    assert [one.seed for one in results] == [derived_seed(5, number) for number in range(3)]
+    for result in results:
+        sampling = Sampling(1.0, 0, 1.0, result.seed)
+        assert list(result.token_ids) == expected(b"hello", 20, sampling)
+    assert len({result.token_ids for result in results}) == 3
+
+
+def test_a_seed_that_was_drawn_gives_the_answer_again(client: Client) -> None:
+    first = client.generate("hello", raw=True, max_tokens=20, temperature=1.0).finish()
+    again = client.generate("hello", raw=True, max_tokens=20, temperature=1.0, seed=first.seed)
+    assert again.finish().token_ids == first.token_ids
+
+
+def test_a_bias_beyond_the_vocabulary_is_refused_by_the_coordinator(client: Client) -> None:
+    generation = client.generate("hello", raw=True, logit_bias={VOCAB: 1.0})
+    with pytest.raises(
+        InputError, match=f"logit_bias has token {VOCAB}; give ids .* below {VOCAB}"
+    ):
+        generation.finish()
 
 
 def test_many_at_once_get_their_own_answers(client: Client) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from edgeshard.errors import DeviceError, InputError, LinkError
+from edgeshard.errors import BusyError, DeviceError, InputError, LinkError
 from edgeshard.runtime import ask
 from edgeshard.runtime.exchange import Exchange
-from edgeshard.runtime.wire import ProtocolError, encode
+from edgeshard.runtime.parameters import derived_seed
 
 
 def exchange() -> Exchange:
@@ -69,7 +69,41 @@ def test_events_of_other_requests_are_left_alone() -> None:
     assert exchange().handle(ask.Piece(2, 5, 1, "x"), 1.0) is None
 
 
-def test_a_request_out_of_range_is_refused_by_the_coordinator_too() -> None:
-    request = ask.Generate(1, "a", (), 0, 0.0, 0, 1.0, None, (), False)
-    with pytest.raises(ProtocolError):
-        ask.ask_codec.decode(encode(request))
+def test_answers_to_one_prompt_are_kept_apart() -> None:
+    one = Exchange(1, "tcp://source", 0.0, 2)
+    one.handle(ask.Started(1, 5, 9), 0.1)
+    for piece in (ask.Piece(1, 0, 70, "F", 1), ask.Piece(1, 0, 71, "G", 0)):
+        one.handle(piece, 1.0)
+    one.handle(ask.Finished(1, "stop", 1, 0.0, answer=1), 1.2)
+    assert one.results is None
+    one.handle(ask.Finished(1, "length", 1, 0.0, answer=0), 1.3)
+    assert one.results is not None
+    assert [(each.text, each.seed) for each in one.results] == [
+        ("G", 9),
+        ("F", derived_seed(9, 1)),
+    ]
+
+
+@pytest.mark.parametrize(
+    "event", [ask.Piece(1, 0, 70, "F", 1), ask.Finished(1, "stop", 0, 0.0, answer=1)]
+)
+def test_an_answer_that_was_not_asked_for_is_an_error(event: ask.Event) -> None:
+    with pytest.raises(LinkError, match="answer 1 comes, 1 were asked for"):
+        exchange().handle(event, 1.0)
+
+
+def test_a_refusal_for_want_of_room_says_when_to_ask_again() -> None:
+    with pytest.raises(BusyError, match="reason") as caught:
+        exchange().handle(ask.Failed(1, "BusyError", "reason", 2.5), 1.0)
+    assert caught.value.retry_seconds == 2.5
+
+
+def test_log_probabilities_are_in_the_result() -> None:
+    one = exchange()
+    likely = (ask.Alternative(70, "F", -0.5), ask.Alternative(71, "G", -1.5))
+    token = one.handle(ask.Piece(1, 0, 71, "G", 0, -1.5, likely), 1.0)
+    one.handle(ask.Finished(1, "stop", 1, 0.2), 1.6)
+    assert token is not None
+    assert (token.logprob, token.alternatives) == (-1.5, likely)
+    assert one.result is not None
+    assert (one.result.logprobs, one.result.alternatives) == ((-1.5,), (likely,))

@@ -14,8 +14,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from edgeshard.artifacts.store import Store
 from edgeshard.errors import DeviceError
-from edgeshard.runtime.sampler import sample
+from edgeshard.runtime.sampler import draw
 from edgeshard.runtime.wire import Sampling
+from edgeshard.runtime.wishes import Wishes
 from edgeshard.runtime.worker import Session, StageConfig
 from edgeshard.schemas.common import Blob
 from edgeshard.schemas.model import KvSpec, ModelManifest, Source, Unit
@@ -100,16 +101,21 @@ def open_double(config: StageConfig) -> Session:
     return DoubleSession(config.shard, config.provider, config.slots)
 
 
-def expected(prompt: bytes, num_tokens: int, sampling: Sampling | None = None) -> list[int]:
+def expected(
+    prompt: bytes,
+    num_tokens: int,
+    sampling: Sampling | None = None,
+    biases: dict[int, float] | None = None,
+) -> list[int]:
     """The tokens of an answer, from all units in one place."""
     session = DoubleSession(shard_of(0, UNITS, Blob(digest=DIGEST, size_bytes=0, suffix=".onnx")))
-    chosen = sampling or Sampling()
+    wishes = Wishes(sampling or Sampling(), set(prompt), biases or {})
     tokens: list[int] = []
     values, position = np.frombuffer(prompt, np.uint8).astype(np.int64), 0
     while len(tokens) < num_tokens:
         logits = session.run(0, np.array([position]), values[None])
         position += len(values)
-        tokens.append(sample(logits[0], chosen, position))
+        tokens.append(draw(logits[0], 0, wishes, position).token or 0)
         values = np.array(tokens[-1:], np.int64)
     return tokens
 

@@ -1,0 +1,170 @@
+"""The desk: what clients ask becomes submissions, what comes back becomes theirs alone."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from edgeshard.runtime import ask
+from edgeshard.runtime import schedule_events as events
+from edgeshard.runtime.desk import Desk
+from edgeshard.runtime.parameters import Parameters, derived_seed
+from edgeshard.runtime.text import TextModel
+from edgeshard.runtime.wire import MAJOR, Likely, Sampled, Sampling
+from support.fake_clients import FakeClients
+from support.runtime_double import END, VOCAB, byte_tokenizer
+
+TEXT = TextModel(byte_tokenizer().to_str().encode(), "{{ messages[0].content }}", {})
+
+
+def served() -> tuple[Desk, FakeClients]:
+    clients = FakeClients()
+    return Desk(clients.listener, TEXT, [END], VOCAB), clients
+
+
+def generate(number: int = 1, **parameters: object) -> ask.Generate:
+    return ask.Generate(number, "hi", (), msgspec.convert(parameters, Parameters))
+
+
+def submitted(desk: Desk) -> list[events.Submit]:
+    return [one for one in desk.take() if isinstance(one, events.Submit)]
+
+
+def test_a_request_is_submitted_with_its_parameters() -> None:
+    desk, clients = served()
+    clients.ask(generate(seed=3, temperature=0.5, presence_penalty=1.0, logit_bias={7: 2.0}))
+    (one,) = submitted(desk)
+    assert (one.prompt, one.client) == (tuple(b"hi"), "k")
+    assert one.sampling == Sampling(0.5, seed=3, presence=1.0)
+    assert one.biases == ((7, 2.0),)
+    assert clients.told[b"p"] == [ask.Started(1, 2, 3)]
+
+
+def test_several_answers_are_requests_with_seeds_of_their_own() -> None:
+    desk, clients = served()
+    clients.ask(generate(seed=3, n=3))
+    seeds = [one.sampling.seed for one in submitted(desk)]
+    assert seeds == [derived_seed(3, number) for number in range(3)]
+    assert clients.told[b"p"] == [ask.Started(1, 2, 3)]
+
+
+def test_an_answer_comes_with_its_number_and_its_alternatives() -> None:
+    desk, clients = served()
+    clients.ask(generate(n=2, seed=0, logprobs=1))
+    _, second = submitted(desk)
+    assert not desk.read(Sampled(second.request, 65, -0.5, (Likely(66, -0.4),)), 0.1)
+    desk.give(events.Emit(second.request, 65, 0))
+    desk.give(events.Finish(second.request, "length", 1))
+    alternatives = (ask.Alternative(66, "B", -0.4),)
+    assert clients.told[b"p"][1:] == [
+        ask.Piece(1, 0, 65, "A", 1, -0.5, alternatives),
+        ask.Finished(1, "length", 1, 0.0, answer=1),
+    ]
+    assert not desk.is_idle
+
+
+def test_a_cancel_ends_every_answer() -> None:
+    desk, clients = served()
+    clients.ask(generate(n=2))
+    requests = [one.request for one in submitted(desk)]
+    clients.ask(ask.Cancel(1))
+    assert list(desk.take()) == [events.Cancel(request) for request in requests]
+
+
+def test_a_cancel_of_another_connection_ends_nothing() -> None:
+    desk, clients = served()
+    clients.ask(generate())
+    submitted(desk)
+    clients.ask(ask.Cancel(1), peer=b"other")
+    assert list(desk.take()) == []
+
+
+def test_one_failed_answer_fails_the_request_once() -> None:
+    desk, clients = served()
+    clients.ask(generate(n=3))
+    first, second, third = (one.request for one in submitted(desk))
+    cancels = desk.give(events.Fail(second, "DeviceError", "the kernel fell over"))
+    assert cancels == [events.Cancel(first), events.Cancel(third)]
+    for request in (first, third):
+        assert desk.give(events.Finish(request, "cancelled", 0)) == []
+    assert clients.told[b"p"][1:] == [ask.Failed(1, "DeviceError", "the kernel fell over")]
+    assert desk.is_idle
+
+
+def test_a_refused_answer_stops_the_others_from_being_asked() -> None:
+    desk, clients = served()
+    clients.ask(generate(n=3))
+    asked = 0
+    for event in desk.take():
+        assert isinstance(event, events.Submit)
+        asked += 1
+        desk.give(events.Fail(event.request, "InputError", "too long"))
+    assert asked == 1
+    assert clients.told[b"p"] == [ask.Failed(1, "InputError", "too long")]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "problem"),
+    [
+        ({"max_tokens": 0}, "max_tokens is 0; give"),
+        ({"n": 99}, "n is 99; give"),
+        ({"top_p": 2.0}, "top_p is 2.0; give"),
+        ({"logprobs": 99}, "logprobs is 99; give"),
+        ({"repetition_penalty": -1.0}, "repetition_penalty is -1.0; give"),
+        ({"logit_bias": {VOCAB: 1.0}}, f"logit_bias has token {VOCAB}; give"),
+        ({"stop": ("",)}, "a stop string has 0 characters"),
+    ],
+)
+def test_no_client_is_believed(parameters: dict[str, object], problem: str) -> None:
+    desk, clients = served()
+    clients.ask(generate(7, **parameters))
+    assert submitted(desk) == []
+    (event,) = clients.told[b"p"]
+    assert isinstance(event, ask.Failed)
+    assert (event.id, event.kind) == (7, "InputError")
+    assert problem in event.reason
+
+
+def header(*fields: object) -> bytes:
+    return bytes([69, 83, MAJOR, 0]) + msgspec.msgpack.encode(fields)
+
+
+@pytest.mark.parametrize(
+    ("message", "problem"),
+    [
+        (b"", "does not start with the protocol's mark"),
+        (b"ES\x01\x00", "peer speaks protocol 1.0"),
+        (header("delete", 1), "is not what the protocol says"),
+        (header("generate", 1, "hi", [], {"top_q": 1}), "unknown field `top_q`"),
+        (header("generate", 1, "hi", [], {"top_k": "x"}), "Expected `int`, got `str`"),
+        (header("generate", 1, "hi", [], {"logit_bias": {"a": 1}}), "Expected `int`"),
+        (header("generate", -1, "hi", [], {}), "Expected `int` >= 0"),
+        (header("generate", 1, "hi"), "is not what the protocol says"),
+        (header("generate", 1, "hi", [["", "a"]], {}), "is not what the protocol says"),
+    ],
+)
+def test_what_is_no_message_is_told_so_and_changes_nothing(message: bytes, problem: str) -> None:
+    desk, clients = served()
+    clients.ask(message)
+    assert list(desk.take()) == []
+    (event,) = clients.told[b"p"]
+    assert isinstance(event, ask.Failed)
+    assert problem in event.reason
+    assert desk.is_idle
+
+
+def test_a_number_that_still_runs_is_refused() -> None:
+    desk, clients = served()
+    clients.ask(generate())
+    clients.ask(generate())
+    assert len(submitted(desk)) == 1
+    assert isinstance(clients.told[b"p"][-1], ask.Failed)
+
+
+def test_a_conversation_that_the_template_refuses_is_an_input_error() -> None:
+    desk, clients = served()
+    clients.ask(msgspec.structs.replace(generate(), prompt=None))
+    assert submitted(desk) == []
+    (event,) = clients.told[b"p"]
+    assert isinstance(event, ask.Failed)
+    assert "the chat template refuses this conversation" in event.reason
