@@ -39,10 +39,11 @@ from edgeshard.compiler.compile import compile_model
 from edgeshard.compiler.encoding import FLOAT, Encoding, decode
 from edgeshard.errors import InputError
 from edgeshard.local_run import default_checkpoint
-from edgeshard.quality import next_token_losses, weight_sizes, windows_of
+from edgeshard.quality import next_token_losses, weight_sizes
 from edgeshard.schemas.common import Precision
 from edgeshard.schemas.model import ModelManifest
 from edgeshard.verify import reference_model
+from edgeshard.windows import windows_of
 
 Floats = NDArray[np.float32]
 Weights = dict[str, Floats]

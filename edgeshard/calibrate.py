@@ -24,8 +24,8 @@ from edgeshard.compiler.calibration import Calibration
 from edgeshard.compiler.checkpoint import Checkpoint, open_checkpoint
 from edgeshard.compiler.encoding import block_encoding, decode, quantise
 from edgeshard.errors import InputError
-from edgeshard.quality import windows_of
 from edgeshard.verify import reference_model
+from edgeshard.windows import windows_of
 
 Floats = NDArray[np.float32]
 WINDOW = 128

@@ -25,7 +25,6 @@ from safetensors import safe_open
 from edgeshard.artifacts.fuse import fuse
 from edgeshard.artifacts.store import Store
 from edgeshard.compiler.checkpoint import open_checkpoint
-from edgeshard.errors import InputError
 from edgeshard.runtime.session import ShardSession
 from edgeshard.schemas.common import Blob
 from edgeshard.schemas.model import ModelManifest, Unit
@@ -95,23 +94,6 @@ class Quality:
     num_scored: int
     perplexity: float
     models: tuple[ModelQuality, ...]
-
-
-def windows_of(token_ids: Sequence[int], length: int, most: int) -> list[NDArray[np.int64]]:
-    """Cut a text's tokens into at most `most` windows `[1, length]`, spread evenly over it.
-
-    Raises:
-        InputError: the text is shorter than one window.
-    """
-    whole = len(token_ids) // length
-    if not whole:
-        raise InputError(
-            f"the text has {len(token_ids)} tokens, one window takes {length}; "
-            "give a longer text or a shorter window"
-        )
-    ids = np.asarray(token_ids, np.int64)
-    count = min(whole, most)
-    return [ids[None, at * length : (at + 1) * length] for at in np.arange(count) * whole // count]
 
 
 def measure_quality(

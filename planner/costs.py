@@ -24,7 +24,8 @@ from edgeshard.planner.units import (
     shared_blobs,
     unmeasured,
 )
-from edgeshard.schemas.common import Activation, Precision
+from edgeshard.schemas.activation import state_bytes
+from edgeshard.schemas.common import Precision
 from edgeshard.schemas.model import ModelManifest
 from edgeshard.schemas.plan import LeftOut
 from edgeshard.schemas.profile import DeviceProfile, Profile
@@ -33,10 +34,6 @@ Seconds = npt.NDArray[np.float64]
 
 HEADER_BYTES = 200
 """About what a frame carries beside its tensor."""
-VALUE_BYTES: dict[Activation, int] = {"fp32": 4, "fp16": 2, "int8": 1}
-"""Bytes of one value of a hidden state."""
-SCALE_BYTES = 4
-"""What an int8 hidden state carries beside its values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +149,7 @@ def build_costs(
         reason = next(left.reason for left in left_out if left.device == source)
         raise PlanError(f"source {source}: {reason}")
     place = places.index(source)
-    frame_bytes = _frame_bytes(model.hidden_size, workload.activation)
+    frame_bytes = state_bytes(model.hidden_size, workload.activation)
     decode_bytes = frame_bytes * workload.batch + HEADER_BYTES
     prefill_bytes = frame_bytes * workload.prompt_tokens + HEADER_BYTES
     latency, rate = (table[np.ix_(usable, usable)] for table in (latency, rate))
@@ -174,12 +171,6 @@ def build_costs(
         return_seconds=way_back,
         left_out=tuple(left_out),
     )
-
-
-def _frame_bytes(hidden_size: int, activation: Activation) -> int:
-    """Bytes of the hidden state of one position."""
-    scale_bytes = SCALE_BYTES if activation == "int8" else 0
-    return hidden_size * VALUE_BYTES[activation] + scale_bytes
 
 
 def _links(profile: Profile) -> tuple[Seconds, Seconds]:

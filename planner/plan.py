@@ -112,7 +112,6 @@ def make_plan(
         new_tokens=new_tokens,
         batch=batch,
         activation=activation,
-        unsupported=_unsupported(workload),
     )
 
 
@@ -171,11 +170,6 @@ def _mean_seconds(token_seconds: float, first_token_seconds: float, workload: Wo
     """Per token of the answer, where the answer's length is known; else that of a decode step."""
     decode_share, prefill_share = workload.shares
     return decode_share * token_seconds + prefill_share * first_token_seconds
-
-
-def _unsupported(workload: Workload) -> tuple[str, ...]:
-    """What the runtime cannot do yet, by name."""
-    return () if workload.activation == "fp32" else (f"{workload.activation} activations",)
 
 
 def _check(what: str, value: int, least: int, most: int | None, limit: str) -> None:

@@ -6,6 +6,8 @@ stage  device  provider  units   weights MiB  KV MiB  total / limit MiB  decode 
 
 from __future__ import annotations
 
+import math
+
 from edgeshard.planner.memory import MIB
 from edgeshard.schemas.plan import Certificate, Plan
 
@@ -56,6 +58,7 @@ def plan_summary(plan: Plan) -> list[str]:
         f"{plan.tokens_per_second:.1f} tokens/s with {plan.slots} {noun} in flight",
         f"bottleneck: {plan.bottleneck}",
         *([_proof(plan.objective, plan.certificate)] if plan.certificate else []),
+        *_rounding(plan),
     ]
     for alternative in plan.one_device:
         lack = alternative.missing_bytes
@@ -66,6 +69,24 @@ def plan_summary(plan: Plan) -> list[str]:
         )
     lines += [f"left out: {left.device}: {left.reason}" for left in plan.left_out]
     return lines
+
+
+def _rounding(plan: Plan) -> list[str]:
+    """What is lost between stages, where something is."""
+    rounded = sorted({link for link in plan.links if link != "fp32"})
+    if not rounded:
+        return []
+    found, kinds = plan.accuracy, " and ".join(rounded)
+    if found is None:
+        return [
+            f"lossy: hidden states travel as {kinds}; what that costs is not measured "
+            f"(`esc verify --links {rounded[0]} --out FILE`, then --accuracy FILE)"
+        ]
+    return [
+        f"lossy: hidden states travel as {kinds}: mean KL {found.mean_kl:.2e}, perplexity "
+        f"{100 * math.expm1(found.log_ratio):+.2f} %, top-1 {found.top1_agreement:.1%} of fp32 "
+        f"links', measured at cuts {', '.join(map(str, found.cuts))} on {found.num_scored} tokens"
+    ]
 
 
 def plan_table(plan: Plan) -> str:

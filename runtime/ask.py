@@ -29,7 +29,7 @@ from edgeshard.runtime.wire import (
     Message,
     TokenId,
 )
-from edgeshard.schemas.common import Name
+from edgeshard.schemas.common import Activation, Name
 
 MAX_ASK_BYTES = 512 * 1024
 MAX_EVENT_BYTES = 512 * 1024
@@ -164,6 +164,7 @@ class Finished(Message, frozen=True):
         kept_tokens: of the prompt, that the stages held already from an earlier one.
         is_mixed: stages differ in provider, target or ONNX Runtime version, and so in rounding.
         answer: which one of several.
+        links: how hidden states travelled from each stage to the next.
     """
 
     id: Count
@@ -173,6 +174,7 @@ class Finished(Message, frozen=True):
     kept_tokens: Count = 0
     is_mixed: bool = False
     answer: AnswerIndex = 0
+    links: tuple[Activation, ...] = ()
 
 
 class Failed(Message, frozen=True):

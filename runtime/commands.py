@@ -267,6 +267,8 @@ class Commands:
                 following.return_endpoint if shard.has_head else following.data_endpoint
             ),
             next_key=following.public_key,
+            takes=load.takes,
+            gives=load.gives,
             tells_figures=agent.config.metrics is not None,
         )
         agent.close_echo()
@@ -309,6 +311,7 @@ class Commands:
             num_groups=start.num_groups,
             silence_seconds=start.silence_seconds,
             is_mixed=start.is_mixed,
+            links=start.links,
             tells_figures=agent.config.metrics is not None,
         )
         self._coordinator = Tenant(

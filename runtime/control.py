@@ -24,7 +24,7 @@ from edgeshard.errors import (
     PlanError,
 )
 from edgeshard.runtime.wire import Clock, Codec, Count, Positive
-from edgeshard.schemas.common import Blob, Name
+from edgeshard.schemas.common import Activation, Blob, Name
 from edgeshard.schemas.profile import LinkProfile
 
 MAX_CONTROL_BYTES = 4 * 2**20
@@ -94,6 +94,7 @@ class Load(Control, frozen=True):
         previous: device before it; the source for stage 0.
         following: device after it; the source for the last stage.
         predicted_bytes: what the plan says it will hold.
+        takes, gives: how hidden states come from the device before and go to the one behind.
     """
 
     epoch: Count
@@ -106,10 +107,17 @@ class Load(Control, frozen=True):
     slots: Positive
     chunk_tokens: Positive
     predicted_bytes: Count
+    takes: Activation = "fp32"
+    gives: Activation = "fp32"
 
 
 class StartCoordinator(Control, frozen=True):
-    """Serve clients over the chain of these devices; answers say whether it `is_mixed`."""
+    """Serve clients over the chain of these devices.
+
+    Attributes:
+        is_mixed, links: what answers are flagged with: whether stages round differently, and how
+            hidden states travel from each stage to the next.
+    """
 
     epoch: Count
     model: Blob
@@ -121,6 +129,7 @@ class StartCoordinator(Control, frozen=True):
     num_groups: Positive = 1
     silence_seconds: float = 30.0
     is_mixed: bool = False
+    links: tuple[Activation, ...] = ()
 
 
 class Stop(Control, frozen=True):

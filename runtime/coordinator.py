@@ -28,7 +28,7 @@ from edgeshard.runtime.outlet import Outlet
 from edgeshard.runtime.request_counts import RequestCounts
 from edgeshard.runtime.text import TextModel
 from edgeshard.runtime.tracing import Tracer
-from edgeshard.schemas.common import Blob
+from edgeshard.schemas.common import Activation, Blob
 from edgeshard.schemas.model import ModelManifest
 
 START_SECONDS = 15.0
@@ -57,7 +57,7 @@ class CoordinatorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
         client_keys: who may generate.
         num_groups: micro-batches that keep every stage busy.
         silence_seconds: how long a step may take before it counts as lost.
-        is_mixed: what answers are flagged with.
+        is_mixed, links: what answers are flagged with.
         tells_figures: the agent wants to know what is counted here.
     """
 
@@ -77,6 +77,7 @@ class CoordinatorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     num_groups: int
     silence_seconds: float
     is_mixed: bool = False
+    links: tuple[Activation, ...] = ()
     tells_figures: bool = False
 
 
@@ -209,6 +210,7 @@ class Coordinator:
             model.vocab_size,
             self._config.is_mixed,
             self._tracer,
+            self._config.links,
         )
         try:
             while not (self._drain is not None and desk.is_idle):

@@ -24,7 +24,7 @@ from edgeshard.runtime.agent_client import AgentClient
 from edgeshard.runtime.channel import KeyPair, Network
 from edgeshard.runtime.machine import cluster_digest
 from edgeshard.schemas.cluster import Cluster
-from edgeshard.schemas.common import Blob, Target
+from edgeshard.schemas.common import Activation, Blob, Target
 from edgeshard.schemas.model import ModelManifest
 from edgeshard.schemas.plan import Plan
 from edgeshard.schemas.shard import ShardManifest
@@ -65,6 +65,7 @@ class Deployment:
 
     Attributes:
         is_mixed: stages differ in provider, target or ONNX Runtime version, and so in rounding.
+        links: how hidden states travel from each stage to the next.
     """
 
     epoch: int
@@ -72,6 +73,12 @@ class Deployment:
     sent_bytes: int
     present_bytes: int
     is_mixed: bool = False
+    links: tuple[Activation, ...] = ()
+
+    @property
+    def is_lossy(self) -> bool:
+        """Whether hidden states are rounded between stages."""
+        return any(link != "fp32" for link in self.links)
 
 
 def deploy(
@@ -219,6 +226,7 @@ class _Crew:
             sum(sent for sent, _ in moved),
             sum(there for _, there in moved),
             is_mixed,
+            self._plan.links,
         )
 
     def _is_mixed(self, targets: Sequence[Target], runtimes: Mapping[str, str]) -> bool:
@@ -257,6 +265,8 @@ class _Crew:
             slots=plan.slots,
             chunk_tokens=min(CHUNK_TOKENS, max(plan.context, 3)),
             predicted_bytes=stage.memory.total_bytes,
+            takes="fp32" if index == 0 else plan.links[index - 1],
+            gives="fp32" if is_last else plan.links[index],
         )
 
     # What is done for one device, in its thread
@@ -313,6 +323,7 @@ class _Crew:
             num_groups=num_groups(self._plan),
             silence_seconds=silence_seconds,
             is_mixed=is_mixed,
+            links=self._plan.links,
         )
         self._agents[name].start_coordinator(
             start, START_SECONDS, lambda text: self._say(name, text)

@@ -19,6 +19,7 @@ from edgeshard.runtime.channel import Arrival, Listener
 from edgeshard.runtime.parameters import Parameters, check, derived_seed
 from edgeshard.runtime.text import Answer, TextModel
 from edgeshard.runtime.tracing import Tracer
+from edgeshard.schemas.common import Activation
 
 MAX_TURN_ASKS = 64
 
@@ -57,12 +58,14 @@ class Desk:
         vocab_size: int,
         is_mixed: bool = False,
         tracer: Tracer | None = None,
+        links: tuple[Activation, ...] = (),
     ) -> None:
         self._clients = clients
         self._text = text
         self._vocab_size = vocab_size
         self._eos = frozenset(eos_token_ids)
         self._is_mixed = is_mixed
+        self._links = links
         self._tracer = tracer or Tracer(())
         self._live: dict[int, _Live] = {}
         self._next_request = 1
@@ -192,6 +195,7 @@ class Desk:
                     one.num_kept,
                     self._is_mixed,
                     live.number,
+                    self._links,
                 )
             case events.Fail():
                 end = ask.Failed(asked.id, one.kind, one.reason)

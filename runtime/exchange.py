@@ -14,6 +14,7 @@ from edgeshard.runtime import ask
 from edgeshard.runtime.ask import Alternative
 from edgeshard.runtime.control import error_of
 from edgeshard.runtime.parameters import derived_seed
+from edgeshard.schemas.common import Activation
 
 PING_SECONDS = 1.0
 SILENCE_SECONDS = 4.0
@@ -60,6 +61,7 @@ class Result:
         compute_seconds: what the stages spent computing the tokens after the first.
         kept_tokens: of the prompt, that were not computed again as an earlier prompt had them.
         trace: of a traced request: what every step took where; see `runtime/token_times.py`.
+        links: how hidden states travelled from each stage to the next; only fp32 loses nothing.
         is_mixed: stages differ in provider, target or ONNX Runtime version: other devices of the
             same model may round, and at a near tie choose, differently.
         seed: that a request of this answer alone has.
@@ -80,6 +82,12 @@ class Result:
     seed: int = 0
     logprobs: tuple[float, ...] = ()
     alternatives: tuple[tuple[Alternative, ...], ...] = ()
+    links: tuple[Activation, ...] = ()
+
+    @property
+    def is_lossy(self) -> bool:
+        """Whether hidden states were rounded between stages."""
+        return any(link != "fp32" for link in self.links)
 
 
 class Exchange:
@@ -197,6 +205,7 @@ class Exchange:
             compute_seconds=event.compute_seconds,
             kept_tokens=event.kept_tokens,
             is_mixed=event.is_mixed,
+            links=event.links,
             trace=None if self._clocks is None else Trace(tuple(self._steps), self._clocks),
             seed=derived_seed(self._seed, event.answer),
             logprobs=tuple(token.logprob for token in tokens if token.logprob is not None),

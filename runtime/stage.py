@@ -33,6 +33,8 @@ from edgeshard.runtime.wire import (
     Trace,
 )
 from edgeshard.runtime.wishes import Wishes
+from edgeshard.schemas.activation import state_bytes
+from edgeshard.schemas.common import Activation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +45,7 @@ class StageShape:
         index: of the stage in its chain.
         chunk_tokens: most positions of one step.
         takes_tokens: payloads are token ids instead of hidden states.
+        takes: how hidden states come.
         is_last: no stage follows.
     """
 
@@ -55,10 +58,11 @@ class StageShape:
     vocab_size: int
     takes_tokens: bool
     is_last: bool
+    takes: Activation = "fp32"
 
     def payload_bytes(self, num_tokens: int) -> int:
-        """Bytes of one row's payload: int64 token ids, or float32 hidden states."""
-        return num_tokens * (8 if self.takes_tokens else 4 * self.hidden_size)
+        """Bytes of one row's payload: int64 token ids, or hidden states as they come here."""
+        return num_tokens * (8 if self.takes_tokens else state_bytes(self.hidden_size, self.takes))
 
     @property
     def largest_payload_bytes(self) -> int:
@@ -273,6 +277,11 @@ class StageCore:
             )
         if step.slot + num_rows > shape.slots:
             return f"slots [{step.slot}, {step.slot + num_rows}) are not below {shape.slots}"
+        if step.states != shape.takes and not shape.takes_tokens:
+            return (
+                f"hidden states come as {step.states}, stage {shape.index} was deployed to take "
+                f"{shape.takes}; deploy the plan again"
+            )
         if payload_bytes != num_rows * shape.payload_bytes(step.num_tokens):
             return (
                 f"payload of {payload_bytes} bytes; {num_rows} rows of {step.num_tokens} positions "

@@ -19,8 +19,9 @@ import msgspec
 from msgspec import Meta
 
 from edgeshard.errors import LinkError
+from edgeshard.schemas.common import Activation
 
-MAJOR = 5
+MAJOR = 6
 MINOR = 0
 MAX_HEADER_BYTES = 4096
 MAX_ROWS = 64
@@ -158,6 +159,7 @@ class Step(Message, frozen=True):
         wants_token: whether the last stage samples; without, it answers that the step is done.
         compute_seconds: what the stages before spent computing.
         marks: of the stages before, in their order; None: the step is not traced.
+        states: how the payload holds hidden states; stage 0 gets token ids instead.
     """
 
     epoch: Count
@@ -168,6 +170,7 @@ class Step(Message, frozen=True):
     wants_token: bool
     compute_seconds: float = 0.0
     marks: MarksOfStages | None = None
+    states: Activation = "fp32"
 
 
 class Close(Message, frozen=True):

@@ -30,6 +30,7 @@ from edgeshard.runtime.keys import load_keys
 from edgeshard.runtime.outlet import Outlet
 from edgeshard.runtime.sampler import draw
 from edgeshard.runtime.stage import Compute, Copy, Forward, Instruction, StageCore, StageShape
+from edgeshard.runtime.states import decode_states, encode_states, unsendable
 from edgeshard.runtime.wire import (
     MAX_HEADER_BYTES,
     Marks,
@@ -41,6 +42,7 @@ from edgeshard.runtime.wire import (
     split,
     stage_codec,
 )
+from edgeshard.schemas.common import Activation
 from edgeshard.schemas.shard import ShardManifest
 
 BLOCKED_SECONDS = 3.0
@@ -72,6 +74,7 @@ class StageConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         listen: endpoint of the data port.
         previous_key: the only key that may deliver.
         next_endpoint: data port of the next stage, or return port of the source.
+        takes, gives: how hidden states come and go; without meaning where tokens do.
         tells_figures: the agent wants to know what is counted here.
     """
 
@@ -89,6 +92,8 @@ class StageConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     previous_key: str
     next_endpoint: str
     next_key: str
+    takes: Activation = "fp32"
+    gives: Activation = "fp32"
     tells_figures: bool = False
 
 
@@ -127,6 +132,7 @@ class Worker:
             vocab_size=shard.vocab_size,
             takes_tokens=shard.has_embedding,
             is_last=shard.has_head,
+            takes=config.takes,
         )
         self._core = StageCore(self._shape)
         self._listener: Listener = network.listen(
@@ -221,15 +227,18 @@ class Worker:
             return
         computed = time.perf_counter()
         seconds = step.compute_seconds + computed - started
-        data = None if self._shape.is_last else np.ascontiguousarray(result).data.cast("B")
+        data = None if self._shape.is_last else self._encoded(work, result)
         marks = step.marks
         if marks is not None:
             marks += (Marks(self._free, taken, started, computed, time.perf_counter()),)
         self._free = computed
-        if data is None:
+        if self._shape.is_last:
             self._send([encode(Token(step.epoch, step.number, rows, seconds, marks))])
-        else:
-            onward = msgspec.structs.replace(step, compute_seconds=seconds, marks=marks)
+        elif data is not None:
+            gives = self._config.gives
+            onward = msgspec.structs.replace(
+                step, compute_seconds=seconds, marks=marks, states=gives
+            )
             self._send([encode(onward), data])
         self._counts.step_seconds.add(computed - started)
         self._counts.positions += step.num_tokens * len(step.rows)
@@ -250,14 +259,22 @@ class Worker:
                 self._give_up(row.request, error)
         return tuple(sampled)
 
+    def _encoded(self, work: Compute, states: NDArray[np.float32]) -> memoryview | None:
+        """The payload for the next stage; None where no live row can travel."""
+        encoded = encode_states(states, self._config.gives)
+        if not encoded.lost:
+            return encoded.payload
+        live = {index for index, wishes in enumerate(work.wishes) if wishes is not None}
+        for index in sorted(live.intersection(encoded.lost)):
+            self._give_up(work.step.rows[index].request, unsendable(self._config.gives))
+        return None if live <= set(encoded.lost) else encoded.payload
+
     def _values(self, step: Step, payload: memoryview) -> NDArray[np.generic]:
         """The payload as an array: token ids `[B, S]`, or hidden states `[B, S, hidden]`."""
         num_rows = len(step.rows)
         if not self._shape.takes_tokens:
-            states = np.frombuffer(payload, np.float32)
-            return np.require(
-                states.reshape(num_rows, step.num_tokens, -1), requirements=["C", "A"]
-            )
+            shape = self._shape
+            return decode_states(payload, shape.takes, num_rows, step.num_tokens, shape.hidden_size)
         tokens = np.frombuffer(payload, np.int64)
         vocab_size = self._config.shard.vocab_size
         if tokens.min() < 0 or tokens.max() >= vocab_size:

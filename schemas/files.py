@@ -20,6 +20,7 @@ import jsonschema
 import msgspec
 
 from edgeshard.errors import InputError
+from edgeshard.schemas.accuracy import Accuracy
 from edgeshard.schemas.cluster import Cluster
 from edgeshard.schemas.common import Blob, Schema
 from edgeshard.schemas.model import ModelManifest
@@ -35,6 +36,7 @@ KINDS: dict[str, type[Schema]] = {
     "cluster": Cluster,
     "profile": Profile,
     "plan": Plan,
+    "accuracy": Accuracy,
     "weights": WeightsNote,
     "source": SourceNote,
 }

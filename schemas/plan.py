@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
+from edgeshard.schemas.accuracy import LinkAccuracy
 from edgeshard.schemas.common import (
     Activation,
     Count,
@@ -47,6 +48,7 @@ class Stage(Schema, frozen=True, kw_only=True):
         hop_busy_seconds: the part of it that the next frame has to wait for.
         prefill_hop_seconds: predicted time of the whole prompt's hidden states to the next stage,
             or of the first token back. Files from before these two were written lack them.
+        activation: how hidden states travel to the next stage; None: as the plan says for all.
     """
 
     device: Name
@@ -58,6 +60,7 @@ class Stage(Schema, frozen=True, kw_only=True):
     hop_seconds: Seconds
     hop_busy_seconds: Seconds | None = None
     prefill_hop_seconds: Seconds | None = None
+    activation: Activation | None = None
     memory: MemoryUse
 
 
@@ -116,6 +119,7 @@ class Plan(Schema, frozen=True, kw_only=True):
         new_tokens: answer length that the objective weighs prefill by; 0: decode steps alone count.
         batch: sequences that a decode step takes together.
         activation: how hidden states travel between stages.
+        accuracy: what that was measured to cost; None: nothing, or it was not measured.
         unsupported: what this plan asks for that the runtime cannot do; it is not deployed then.
         one_device: what one device alone would do, memory aside; best first.
     """
@@ -138,7 +142,13 @@ class Plan(Schema, frozen=True, kw_only=True):
     new_tokens: Count = 0
     batch: Positive = 1
     activation: Activation = "fp32"
+    accuracy: LinkAccuracy | None = None
     unsupported: tuple[str, ...] = ()
+
+    @property
+    def links(self) -> tuple[Activation, ...]:
+        """How hidden states travel from each stage to the next; one less than there are stages."""
+        return tuple(stage.activation or self.activation for stage in self.stages[:-1])
 
     @property
     def request_seconds(self) -> float:

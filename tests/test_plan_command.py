@@ -12,6 +12,7 @@ from edgeshard.artifacts.store import Store
 from edgeshard.cli.plan import plan
 from edgeshard.errors import InputError
 from edgeshard.schemas import files
+from edgeshard.schemas.accuracy import Accuracy, LinkAccuracy
 from edgeshard.schemas.plan import Plan
 from support.planner_cases import MIB, make_device, make_link, make_model, make_profile, measured
 
@@ -78,6 +79,39 @@ def test_the_page_is_written_beside_the_plan(folder: Path) -> None:
     run("--html", "plan.html", "--new-tokens", "64")
     assert (folder / "plan.html").read_text("utf-8").startswith("<!doctype html>")
     assert files.read(folder / "plan.json", Plan).new_tokens == 64
+
+
+def _accuracy(model: str) -> Accuracy:
+    cost = LinkAccuracy(
+        activation="int8",
+        cuts=(4,),
+        num_scored=100,
+        mean_kl=0.0125,
+        high_kl=0.1,
+        log_ratio=0.01,
+        log_ratio_error=0.001,
+        top1_agreement=0.975,
+    )
+    return Accuracy(model=model, perplexity=20, window=64, links=(cost,))
+
+
+def test_what_rounded_links_cost_is_shown_from_the_file_that_measured_it(folder: Path) -> None:
+    digest = Store(folder / "store").model("tiny")[1].digest
+    files.write(folder / "accuracy.json", _accuracy(digest))
+    unknown = run("--activation", "int8")
+    known = run("--activation", "int8", "--accuracy", "accuracy.json", "--force")
+    assert "hidden states travel as int8; what that costs is not measured" in unknown
+    assert "travel as int8: mean KL 1.25e-02, perplexity +1.01 %, top-1 97.5%" in known
+    made = files.read(folder / "plan.json", Plan)
+    assert made.accuracy == _accuracy(digest).links[0]
+    assert made.links == ("int8",) * (len(made.stages) - 1)
+    assert made.unsupported == ()
+
+
+def test_what_another_models_links_cost_is_refused(folder: Path) -> None:
+    files.write(folder / "accuracy.json", _accuracy("sha256:" + "0" * 64))
+    with pytest.raises(InputError, match=r"was measured of model sha256:000.*esc verify --links"):
+        run("--activation", "int8", "--accuracy", "accuracy.json")
 
 
 def test_nothing_is_replaced_unasked(folder: Path) -> None:

@@ -16,8 +16,9 @@ from typer.testing import CliRunner
 from edgeshard.artifacts.store import Store
 from edgeshard.cli import app
 from edgeshard.errors import InputError
-from edgeshard.quality import ModelQuality, Quality, measure_quality, windows_of
+from edgeshard.quality import ModelQuality, Quality, measure_quality
 from edgeshard.schemas.common import Precision
+from edgeshard.windows import windows_of
 from support.tiny_llama import NUM_BLOCKS, VOCAB, compiled, folder, reference
 
 LENGTH = 48

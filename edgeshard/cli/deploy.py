@@ -58,6 +58,8 @@ def deploy(
     )
     if deployment.is_mixed:
         typer.echo("mixed: stages differ in provider, target or ONNX Runtime version")
+    if deployment.is_lossy:
+        typer.echo(f"lossy: hidden states travel as {', '.join(deployment.links)} between stages")
 
 
 class Narrator:

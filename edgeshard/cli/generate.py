@@ -129,6 +129,8 @@ def _timings(result: Result) -> str:
         text += f", then {mean * 1000:.1f} ms each ({1 / mean:.1f} tokens/s)"
     if result.is_mixed:
         text += "; mixed: stages differ in provider or ONNX Runtime version"
+    if result.is_lossy:
+        text += f"; lossy: hidden states travel as {', '.join(result.links)} between stages"
     return text
 
 
@@ -144,6 +146,7 @@ def _plain(result: Result) -> dict[str, object]:
         "is_mixed": result.is_mixed,
         "kept_tokens": result.kept_tokens,
         "seed": result.seed,
+        "links": result.links,
     }
     if result.logprobs:
         plain["logprobs"] = result.logprobs

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Annotated, cast, get_args
 import typer
 
 from edgeshard.errors import InputError
-from edgeshard.schemas.common import Activation, Blob, Objective
+from edgeshard.schemas.common import Activation, Blob, Objective, changed
 
 TYPICAL_PROMPT = 128
 
 if TYPE_CHECKING:
     from edgeshard.planner.baselines import Method
+    from edgeshard.schemas.accuracy import Accuracy
     from edgeshard.schemas.model import ModelManifest
     from edgeshard.schemas.plan import Plan
     from edgeshard.schemas.profile import Profile
@@ -40,8 +41,12 @@ def plan(
         int, typer.Option(min=1, help="Sequences that a decode step takes together.")
     ] = 1,
     activation: Annotated[
-        str, typer.Option(help="Hidden states on links: fp32; fp16 and int8 are not deployed yet.")
+        str, typer.Option(help="Hidden states on links: fp32, or rounded to fp16 or int8.")
     ] = "fp32",
+    accuracy: Annotated[
+        Path | None,
+        typer.Option(help="What rounding them costs, as `esc verify --links` wrote it."),
+    ] = None,
     method: Annotated[
         str | None, typer.Option(help="Plan by a baseline of the paper, by its name.")
     ] = None,
@@ -99,6 +104,7 @@ def plan(
         batch,
         cast("Activation", activation),
         cast("Method | None", method),
+        None if accuracy is None else _accuracy(accuracy, blob),
     )
     if what_if:
         before, after = wishes.plan(measured), wishes.plan(changed_profile(measured, what_if))
@@ -135,12 +141,13 @@ class Wishes:
     batch: int = 1
     activation: Activation = "fp32"
     method: Method | None = None
+    accuracy: Accuracy | None = None
 
     def plan(self, profile: Profile) -> Plan:
         """The plan for a profile."""
         from edgeshard.planner import make_plan
 
-        return make_plan(
+        made = make_plan(
             self.model,
             self.blob.digest,
             profile,
@@ -154,6 +161,10 @@ class Wishes:
             batch=self.batch,
             activation=self.activation,
         )
+        if self.accuracy is None or self.activation == "fp32":
+            return made
+        cuts = tuple(stage.start for stage in made.stages[1:])
+        return changed(made, accuracy=self.accuracy.of(self.activation, cuts))
 
 
 def write_plan(
@@ -184,6 +195,19 @@ def write_plan(
     typer.echo(plan_table(made))
     typer.echo(f"written to {out}")
     return made
+
+
+def _accuracy(path: Path, model: Blob) -> Accuracy:
+    from edgeshard.schemas import files
+    from edgeshard.schemas.accuracy import Accuracy
+
+    found = files.read(path, Accuracy)
+    if found.model != model.digest:
+        raise InputError(
+            f"{path} was measured of model {found.model}, this one is {model.digest}; measure it "
+            "with `esc verify --links`"
+        )
+    return found
 
 
 def _check_free(path: Path, force: bool) -> None:

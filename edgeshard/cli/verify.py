@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from edgeshard.cli.verify_links import verify_links
 from edgeshard.errors import InputError
 
 if TYPE_CHECKING:
@@ -47,6 +48,19 @@ def verify(
     windows: Annotated[
         int, typer.Option(min=1, help="With --quality: most windows, spread over the text.")
     ] = 16,
+    links: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What hidden states lose between stages as fp16 or int8; needs no checkpoint. "
+            "May be repeated."
+        ),
+    ] = None,
+    cuts: Annotated[
+        str, typer.Option(help="With --links: first unit of each stage behind the first: 10,20.")
+    ] = "",
+    out: Annotated[
+        Path | None, typer.Option(help="With --links: file for `esc plan --accuracy`.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Check every blob's digest; with --checkpoint, report the error of each unit and end to end.
@@ -56,6 +70,9 @@ def verify(
     """
     from edgeshard.artifacts.store import Store
 
+    if links:
+        verify_links(store, model, links, cuts, _text(text, True), window, windows, out, as_json)
+        return
     if quality and checkpoint is None:
         raise InputError("--quality compares with a checkpoint: give --checkpoint")
     if checkpoint is not None and not quality and len(model) > 1:
@@ -144,8 +161,9 @@ def _quality(
     windows: int,
     as_json: bool,
 ) -> None:
-    from edgeshard.quality import measure_quality, windows_of
+    from edgeshard.quality import measure_quality
     from edgeshard.runtime.text import load_text
+    from edgeshard.windows import windows_of
 
     ids = load_text(store, models[0][0]).encode_raw(text)
     found = measure_quality(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+
+import msgspec
 import pytest
 
 from edgeshard.runtime.stage import Compute, Copy, Forward, Instruction, StageCore, StageShape
@@ -19,6 +22,7 @@ from edgeshard.runtime.wire import (
     Trace,
 )
 from edgeshard.runtime.wishes import Wishes
+from edgeshard.schemas.common import Activation
 
 GREEDY = Sampling()
 WISHES = Wishes(GREEDY)
@@ -319,3 +323,25 @@ def test_lists_that_are_too_long_are_refused_when_announced(num_seen: int, num_b
     stage = core(is_last=True)
     given = feed(stage, Open(7, 5, 0, GREEDY, None, num_seen, num_biases))
     assert "at most 16 and 1024 are taken" in faults(given)[0]
+
+
+def test_states_of_another_type_are_refused_by_name() -> None:
+    stage = StageCore(_shape_taking("int8"))
+    feed(stage, Open(7, 5, 0, GREEDY))
+    sent = msgspec.structs.replace(step(0), states="fp16")
+    size = stage.shape.payload_bytes(1)  # with 4 values a position, that of fp16 too
+    assert size == 8
+    (reason,) = faults(stage.handle(sent, size))
+    assert "hidden states come as fp16, stage 1 was deployed to take int8" in reason
+
+
+def test_the_size_of_a_payload_follows_from_the_type() -> None:
+    stage = StageCore(_shape_taking("int8"))
+    feed(stage, Open(7, 5, 0, GREEDY))
+    sent = msgspec.structs.replace(step(0, 2), states="int8")
+    (reason,) = faults(stage.handle(sent, 32))
+    assert "payload of 32 bytes; 1 rows of 2 positions have 16" in reason
+
+
+def _shape_taking(activation: Activation) -> StageShape:
+    return dataclasses.replace(core().shape, takes=activation)

@@ -14,6 +14,7 @@ from edgeshard.runtime.channel import Network
 from edgeshard.runtime.client import Client
 from edgeshard.runtime.deploy import Deployment, deploy
 from edgeshard.runtime.local import LocalCluster
+from edgeshard.schemas.common import Activation, changed
 from edgeshard.schemas.plan import MemoryUse, Plan, Stage
 from support.runtime_double import CONTEXT, SLOTS, UNITS, fuse_double, put_model
 
@@ -67,12 +68,13 @@ def deploy_double(
     *,
     context: int = CONTEXT,
     silence_seconds: float = 30.0,
+    activation: Activation = "fp32",
 ) -> Deployment:
     store = Store(cluster.folder / "operator-store")
     manifest, model = put_model(store)
     names = cluster.names
     providers = [provider] * len(names) if isinstance(provider, str) else provider
-    plan = plan_of(model.digest, names, providers, context)
+    plan = changed(plan_of(model.digest, names, providers, context), activation=activation)
     return deploy(
         store,
         manifest,

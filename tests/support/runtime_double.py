@@ -36,7 +36,8 @@ class DoubleSession:
     """What computes instead of a shard.
 
     provider: `double`; `slow`: 10 ms a step; `hang`: never returns from position 8 on; `broken`:
-    raises at position 8; `greedy`: takes 300 MiB when opened; `missing`: cannot be opened.
+    raises at position 8; `nan`: gives NaN to who starts there;
+    `greedy`: takes 300 MiB when opened; `missing`: cannot be opened.
     """
 
     def __init__(self, shard: ShardManifest, provider: str = "double", slots: int = SLOTS) -> None:
@@ -88,6 +89,8 @@ class DoubleSession:
             return logits
         hidden = np.zeros((1, num_tokens, HIDDEN), np.float32)
         hidden[0, :, 0] = numbers
+        if self._provider == "nan" and position == 8:
+            hidden[0, 0, 1] = np.nan
         return hidden
 
     def copy(self, source: int, target: int, length: int) -> None:

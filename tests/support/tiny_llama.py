@@ -27,7 +27,8 @@ from edgeshard.artifacts.fuse import fuse
 from edgeshard.artifacts.store import Store
 from edgeshard.compiler.compile import compile_model
 from edgeshard.runtime.session import ShardSession
-from edgeshard.schemas.common import Blob, Precision, Target
+from edgeshard.runtime.states import decode_states, encode_states
+from edgeshard.schemas.common import Activation, Blob, Precision, Target
 from edgeshard.schemas.model import ModelManifest
 
 NUM_BLOCKS = 3
@@ -126,9 +127,16 @@ class CompiledModel:
     manifest: ModelManifest
     blob: Blob
 
-    def chain(self, *cuts: int, slots: int = 1, context: int = CONTEXT, threads: int = 1) -> Chain:
-        """Its shards, cut before the units `cuts`."""
-        return Chain(self, cuts, slots=slots, context=context, threads=threads)
+    def chain(
+        self,
+        *cuts: int,
+        slots: int = 1,
+        context: int = CONTEXT,
+        threads: int = 1,
+        links: Sequence[Activation] = (),
+    ) -> Chain:
+        """Its shards, cut before the units `cuts`; `links` round hidden states between them."""
+        return Chain(self, cuts, links, slots=slots, context=context, threads=threads)
 
 
 @cache
@@ -143,8 +151,16 @@ class Chain(AbstractContextManager["Chain"]):
     """Shards behind each other: what one gives, the next one takes."""
 
     def __init__(
-        self, model: CompiledModel, cuts: Sequence[int], *, slots: int, context: int, threads: int
+        self,
+        model: CompiledModel,
+        cuts: Sequence[int],
+        links: Sequence[Activation],
+        *,
+        slots: int,
+        context: int,
+        threads: int,
     ) -> None:
+        self._links = links or ("fp32",) * len(cuts)
         ends = [0, *cuts, len(model.manifest.units)]
         self._sessions = []
         for start, stop in pairwise(ends):
@@ -164,8 +180,10 @@ class Chain(AbstractContextManager["Chain"]):
         """Logits `[B, vocab]` after a step of one row, or of several rows of equal length."""
         values: NDArray[Any] = np.array(tokens, np.int64, ndmin=2)
         places = np.array(positions, np.int64, ndmin=1)
-        for session in self._sessions:
+        for session, link in zip(self._sessions, (*self._links, "fp32"), strict=True):
             values = session.run(slot, places, values, every_position=every_position).copy()
+            if link != "fp32":
+                values = decode_states(encode_states(values, link).payload, link, *values.shape)
         return values
 
     def copy(self, source: int, target: int, length: int) -> None:
