@@ -1,42 +1,36 @@
-"""GGUF files, read through the `gguf` package and transformers' own mapping of their metadata."""
+"""GGUF files, read through the `gguf` package; how families differ is in `gguf_families`."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import gguf
 import numpy as np
 import transformers
 from numpy.typing import NDArray
-from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
 from edgeshard.compiler.checkpoint import check_architecture
+from edgeshard.compiler.gguf_families import (
+    FREQUENCIES,
+    GGUF_FAMILIES,
+    LONG,
+    SHORT,
+    GgufFamily,
+    settings,
+    tensor_names,
+)
 from edgeshard.compiler.stored import read_rows, widen
 from edgeshard.errors import InputError
 
-_ENDS = {
-    "token_embd.weight": "embed_tokens.weight",
-    "output_norm.weight": "norm.weight",
-    "output.weight": "lm_head.weight",
-}
-_BLOCK = {
-    "attn_norm": "input_layernorm",
-    "ffn_norm": "post_attention_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
+_TOKENS = {"bos": "bos_token_id", "padding": "pad_token_id"}
+_ENDS = ("eos", "eot", "eom")  # of the text, of a turn, of a message
 
 
 class GgufCheckpoint:
-    """A GGUF file of the Llama architecture."""
+    """A GGUF file of one of `GGUF_FAMILIES`."""
 
     kind: Literal["gguf"] = "gguf"
 
@@ -56,22 +50,73 @@ class GgufCheckpoint:
             raise InputError(
                 f"{path} is truncated: {path.stat().st_size} bytes of {end}; fetch it again"
             )
-        architecture = self._field("general.architecture")
-        if architecture != "llama":
-            raise InputError(
-                f"GGUF architecture {architecture!r} is not supported; supported: llama (which "
-                "Mistral and SmolLM2 call themselves, too); give the Hugging Face folder"
-            )
-        loaded = load_gguf_checkpoint(path, return_tensors=False)["config"]
-        self.config: transformers.PretrainedConfig = transformers.AutoConfig.for_model(**loaded)
+        self._family = self._known_family()
+        self.config: transformers.PretrainedConfig = self._configuration()
         check_architecture(self.config.model_type, self.config)
-        self._tensors = {_translate(t.name): t for t in self._reader.tensors}
+        names = tensor_names(self.architecture, self.config.num_hidden_layers)
+        self._tensors = {
+            self._translate(t.name, names): t
+            for t in self._reader.tensors
+            if t.name not in (FREQUENCIES, LONG, SHORT)
+        }
 
-    def _field(self, name: str) -> str:
+    def _known_family(self) -> GgufFamily:
+        self.architecture = str(self._value("general.architecture"))
+        if self.architecture not in GGUF_FAMILIES:
+            known = ", ".join(GGUF_FAMILIES)
+            raise InputError(
+                f"GGUF architecture {self.architecture!r} is not supported; supported: {known} "
+                "(Mistral and SmolLM2 call themselves llama); give the Hugging Face folder"
+            )
+        return GGUF_FAMILIES[self.architecture]
+
+    def _configuration(self) -> transformers.PretrainedConfig:
+        prefix = f"{self.architecture}."
+        fields = [name for name in self._reader.fields if name.startswith(prefix)]
+        metadata = {name.removeprefix(prefix): self._value(name) for name in fields}
+        tensors = {tensor.name: tensor for tensor in self._reader.tensors}
+        factors = {
+            name: [float(value) for value in tensors[name].data]
+            for name in (FREQUENCIES, LONG, SHORT)
+            if name in tensors
+        }
+        found = settings(self.architecture, metadata, factors)
+        if "token_embd.weight" not in tensors:
+            raise InputError(f"{self.path} has no tensor token_embd.weight; fetch it again")
+        if found["num_hidden_layers"] > len(tensors):
+            raise InputError(
+                f"{self.path} says that it has {found['num_hidden_layers']} blocks, but has "
+                f"{len(tensors)} tensors; fetch it again"
+            )
+        found["vocab_size"] = int(tensors["token_embd.weight"].shape[-1])
+        found["tie_word_embeddings"] = "output.weight" not in tensors
+        found["attention_bias"] = "blk.0.attn_q.bias" in tensors
+        found["mlp_bias"] = "blk.0.ffn_up.bias" in tensors
+        known = {name: f"tokenizer.ggml.{name}_token_id" for name in (*_TOKENS, *_ENDS)}
+        ids = {n: self._value(key) for n, key in known.items() if key in self._reader.fields}
+        found |= {name: ids.get(token) for token, name in _TOKENS.items()}
+        ends = list(dict.fromkeys(ids[name] for name in _ENDS if name in ids))
+        found["eos_token_id"] = ends if len(ends) > 1 else next(iter(ends), None)
+        try:
+            return transformers.AutoConfig.for_model(self._family.model_type, **found)
+        except Exception as error:  # whatever transformers' own checks raise
+            line = " ".join(str(error).split())[:200]
+            raise InputError(f"{self.path} makes no configuration: {line}") from error
+
+    def _value(self, name: str) -> Any:
         field = self._reader.fields.get(name)
         if field is None:
             raise InputError(f"{self.path} has no field {name}; fetch it again")
-        return str(field.contents())
+        return field.contents()
+
+    def _translate(self, name: str, names: Mapping[str, str]) -> str:
+        module, _, suffix = name.rpartition(".")
+        if module not in names:
+            raise InputError(
+                f"GGUF tensor {name!r} has no place in a model of {self.architecture}; "
+                "use the Hugging Face folder instead"
+            )
+        return f"{names[module]}.{suffix}"
 
     def files(self) -> list[Path]:
         """See `Checkpoint.files`."""
@@ -97,7 +142,10 @@ class GgufCheckpoint:
     def floats(self, name: str) -> NDArray[np.float32]:
         """See `Checkpoint.floats`."""
         rows = np.concatenate(list(self.pieces(name)))
-        return widen(rows, self.stored_type(name)).reshape(self.shape(name))
+        values = widen(rows, self.stored_type(name)).reshape(self.shape(name))
+        if self._family.norms_from_one and name.endswith("norm.weight"):
+            return values - np.float32(1)
+        return values
 
     def pieces(self, name: str) -> Iterator[NDArray[np.uint8]]:
         """See `Checkpoint.pieces`."""
@@ -114,9 +162,11 @@ class GgufCheckpoint:
 
     def _interleaved_heads(self, name: str) -> int | None:
         """Heads of a matrix in whose rows llama.cpp interleaves rotary pairs; None: it does not."""
-        if name.endswith("q_proj.weight"):
+        if not self._family.permuted:
+            return None
+        if name.endswith(("q_proj.weight", "q_proj.bias")):
             return int(self.config.num_attention_heads)
-        if name.endswith("k_proj.weight"):
+        if name.endswith(("k_proj.weight", "k_proj.bias")):
             return int(self.config.num_key_value_heads)
         return None
 
@@ -127,14 +177,3 @@ class GgufCheckpoint:
         return transformers.AutoTokenizer.from_pretrained(
             self.path.parent, gguf_file=self.path.name
         )
-
-
-def _translate(name: str) -> str:
-    if name in _ENDS:
-        return _ENDS[name]
-    parts = name.split(".")
-    if len(parts) == 4 and parts[0] == "blk" and parts[2] in _BLOCK:
-        return f"layers.{parts[1]}.{_BLOCK[parts[2]]}.{parts[3]}"
-    raise InputError(
-        f"GGUF tensor {name!r} has no place in a Llama block; use the Hugging Face folder instead"
-    )

@@ -213,8 +213,11 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
     ),
     "pickled file": (lambda p: _file(p, "model.pt", b"\x80\x04."), "model.pt is pickled"),
     "weights without their folder": (lambda p: p / WEIGHTS, "give its folder"),
-    "GGUF of Qwen3": (lambda p: _gguf_of(p, "qwen3"), "give the Hugging Face folder"),
-    "GGUF of Gemma 3": (lambda p: _gguf_of(p, "gemma3"), "give the Hugging Face folder"),
+    "GGUF of Qwen3 with experts": (
+        lambda p: _gguf_of(p, "qwen3moe"),
+        "give the Hugging Face folder",
+    ),
+    "GGUF of EXAONE 4": (lambda p: _gguf_of(p, "exaone4"), "give the Hugging Face folder"),
 }
 
 

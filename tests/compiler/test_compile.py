@@ -226,7 +226,7 @@ def _gguf_gpt2(path: Path) -> Path:
 
 
 def _gguf_unknown(path: Path) -> Path:
-    return write_gguf(path / "tiny.gguf", extra="rope_freqs.weight").path
+    return write_gguf(path / "tiny.gguf", extra="attn_sinks.weight").path
 
 
 def _gguf_missing(path: Path) -> Path:
@@ -265,8 +265,8 @@ REFUSED: list[tuple[Callable[[Path], Path], str]] = [
     (_gguf_cut_header, "tiny.gguf is not a whole GGUF file"),
     (_gguf_garbage, "tiny.gguf is not a whole GGUF file"),
     (_gguf_empty, "tiny.gguf is not a whole GGUF file"),
-    (_gguf_gpt2, "'gpt2' is not supported; supported: llama (which"),
-    (_gguf_unknown, "'rope_freqs.weight'"),
+    (_gguf_gpt2, "'gpt2' is not supported; supported: llama, qwen2"),
+    (_gguf_unknown, "'attn_sinks.weight'"),
     (_gguf_missing, "lacks layers.1.mlp.up_proj.weight"),
     (_gguf_nan_scale, "holds NaN or infinity"),
 ]
