@@ -34,7 +34,7 @@ from edgeshard.schemas.common import Activation, Name
 MAX_ASK_BYTES = 512 * 1024
 MAX_EVENT_BYTES = 512 * 1024
 
-FinishReason = Literal["stop", "length", "cancelled"]
+FinishReason = Literal["stop", "length", "cancelled", "deadline"]
 AnswerIndex = Annotated[int, Meta(ge=0, lt=MAX_ANSWERS)]
 
 

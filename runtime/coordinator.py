@@ -212,6 +212,7 @@ class Coordinator:
             self._tracer,
             self._config.links,
         )
+        desk.refuse_when(self._schedule.busy)
         try:
             while not (self._drain is not None and desk.is_idle):
                 self._turn(desk)
@@ -232,6 +233,10 @@ class Coordinator:
             self._take_returns(desk)
         self._outlet.flush()
         if desk is not None:
+            now = time.monotonic()
+            self._handle(desk, events.Clock(now))
+            for gone in desk.probe(now):
+                self._handle(desk, gone)
             for event in desk.take():
                 self._handle(desk, event)
         for index, agent in enumerate(self._agents):

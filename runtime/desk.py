@@ -9,7 +9,8 @@ Rule: the desk knows clients and text, the schedule knows neither; they meet in 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Collection, Iterator
+from collections import deque
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
 from edgeshard.errors import EdgeShardError
@@ -22,6 +23,9 @@ from edgeshard.runtime.tracing import Tracer
 from edgeshard.schemas.common import Activation
 
 MAX_TURN_ASKS = 64
+PROBE_SECONDS = 0.5
+OWED_SECONDS = 60.0
+MAX_OWED = 1024
 
 
 @dataclass
@@ -68,12 +72,37 @@ class Desk:
         self._links = links
         self._tracer = tracer or Tracer(())
         self._live: dict[int, _Live] = {}
+        self._busy: Callable[[], tuple[str, float] | None] = lambda: None
+        self._next_probe = 0.0
+        self._owed: deque[tuple[float, bytes, ask.Event]] = deque(maxlen=MAX_OWED)
         self._next_request = 1
 
     @property
     def is_idle(self) -> bool:
         """Whether no request is live."""
         return not self._live
+
+    def refuse_when(self, busy: Callable[[], tuple[str, float] | None]) -> None:
+        """Refuse at once, before the prompt costs anything, while `busy` says why and how long."""
+        self._busy = busy
+
+    def probe(self, now: float) -> list[events.Cancel]:
+        """Look twice a second whether every client with a request is still there.
+
+        A connection that is gone, or that takes nothing, cannot be sent a sign of life. Ends that a
+        client did not take are tried again for a while, so that one who reads again learns of them.
+        """
+        if now < self._next_probe:
+            return []
+        self._next_probe = now + PROBE_SECONDS
+        for _ in range(len(self._owed)):
+            since, peer, event = self._owed.popleft()
+            since = since or now
+            if now - since < OWED_SECONDS and not self._say(peer, event):
+                self._owed.append((since, peer, event))
+        peers = dict.fromkeys(live.asked.peer for live in self._live.values())
+        gone = [peer for peer in peers if not self._say(peer, ask.Pong())]
+        return [events.Cancel(one) for peer in gone for one in self._requests_of(peer)]
 
     # From clients
 
@@ -99,6 +128,10 @@ class Desk:
 
     def _generate(self, arrival: Arrival, message: ask.Generate) -> Iterator[events.Submit]:
         parameters = message.parameters
+        busy = self._busy()
+        if busy is not None:
+            self._say(arrival.peer, ask.Failed(message.id, "BusyError", *busy))
+            return
         try:
             if self._requests_of(arrival.peer, message.id):
                 raise wire.ProtocolError(f"request {message.id} of this connection still runs")
@@ -127,6 +160,7 @@ class Desk:
                 max_tokens=parameters.max_tokens,
                 sampling=sampling_of(parameters, derived_seed(seed, number)),
                 biases=tuple(parameters.logit_bias.items()),
+                deadline_seconds=parameters.deadline_seconds,
             )
             if asked.has_failed:
                 return
@@ -198,12 +232,13 @@ class Desk:
                     self._links,
                 )
             case events.Fail():
-                end = ask.Failed(asked.id, one.kind, one.reason)
+                end = ask.Failed(asked.id, one.kind, one.reason, one.retry_seconds)
         del self._live[one.request]
         if asked.has_failed:
             return []
         for event in (*self._tracer.end(one.request), end):
-            self._say(asked.peer, event)
+            if not self._say(asked.peer, event):
+                self._owed.append((0.0, asked.peer, event))
         if isinstance(one, events.Finish):
             return []
         asked.has_failed = True

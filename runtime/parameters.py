@@ -28,7 +28,7 @@ class Options(TypedDict, total=False):
     Attributes:
         max_tokens: tokens at most; 256.
         n: answers to the prompt, at most 16; 1. Answer i is what a request of one answer with
-            `derived_seed(seed, i)` gives; they share the computation of the prompt.
+            `derived_seed(seed, i)` gives.
         temperature: 0 takes the likeliest token; 0.
         top_k: candidates at most; 0: all.
         top_p: smallest set of candidates with this probability; 1.
@@ -43,6 +43,8 @@ class Options(TypedDict, total=False):
         frequency_penalty: taken for each time that it is in the answer, -2 to 2; 0.
         logit_bias: added to the logits of tokens, by id, -100 to 100; at most 1024 tokens.
         trace: let the result have a `trace`: what every step took where. Of one answer alone.
+        deadline_seconds: after these the answer ends as it is, waiting for a slot included; None:
+            never.
     """
 
     max_tokens: int
@@ -59,6 +61,7 @@ class Options(TypedDict, total=False):
     frequency_penalty: float
     logit_bias: Mapping[int, float]
     trace: bool
+    deadline_seconds: float | None
 
 
 class Parameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -78,6 +81,7 @@ class Parameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     frequency_penalty: float = 0.0
     logit_bias: dict[int, float] = {}
     trace: bool = False
+    deadline_seconds: float | None = None
 
 
 class _Range(NamedTuple):
@@ -104,6 +108,7 @@ _RANGES = {
     "repetition_penalty": _Range(0, 100, has_low=False),
     "presence_penalty": _Range(-2, 2),
     "frequency_penalty": _Range(-2, 2),
+    "deadline_seconds": _Range(0, 86400, has_low=False),
 }
 _BIAS = _Range(-100, 100)
 

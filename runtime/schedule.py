@@ -15,7 +15,11 @@ group's next step.
 A free slot keeps the prompt of its last request, and a request that starts with the same tokens
 skips them on every stage (`kept_prompts.py`).
 
-Requests beyond the slots wait, clients taking turns. A prompt goes in chunks, at most `window` of
+Requests beyond the slots wait, clients taking turns; where too many wait, or too much, a request is
+refused with a guess when there will be room, from how long slots were held of late. Time comes in
+through `Clock`; a request that is over its deadline ends as it is.
+
+ A prompt goes in chunks, at most `window` of
 all requests' chunks at once, so that stages overlap and decode steps of others pass in between.
 
 Rule: every submitted request ends with exactly one `Finish` or `Fail`. A chunk never has exactly
@@ -34,6 +38,7 @@ from edgeshard.runtime.kept_prompts import KeptPrompts
 from edgeshard.runtime.schedule_events import (
     Cancel,
     ChainFailed,
+    Clock,
     Drain,
     Emit,
     Fail,
@@ -51,6 +56,8 @@ from edgeshard.runtime.schedule_events import (
 from edgeshard.runtime.wire import MAX_ROWS, Kept
 
 MIN_CHUNK_TOKENS = 3
+NUM_HELD = 32  # the latest requests, whose slot times say how fast the queue moves
+MAX_RETRY_SECONDS = 600.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +68,7 @@ class Limits:
         chunk_tokens: prompt positions of one step at most; at least 3.
         window: prompt chunks on their way at once.
         max_waiting: requests that wait for a slot at most.
+        max_waiting_tokens: of their prompts together; one prompt alone may always wait.
         num_groups: of slots; None: each slot is its own, so that nothing is batched.
         in_rounds: next tokens wait until nothing is on its way and go out together, with the
             bubbles that this makes; else each leaves as soon as its own last one is back.
@@ -71,6 +79,7 @@ class Limits:
     chunk_tokens: int = 512
     window: int = 1
     max_waiting: int = 64
+    max_waiting_tokens: int = 2**18
     in_rounds: bool = False
     num_groups: int | None = None
 
@@ -89,6 +98,8 @@ class _Request:
     generated: int = 0
     next_token: int | None = None  # to be sent with its group's next step
     num_kept: int = 0
+    submitted: float = 0.0
+    admitted: float = 0.0
 
     @property
     def num_prompt(self) -> int:
@@ -124,6 +135,8 @@ class Schedule:
         self._next_number = 0
         self._failed: str | None = None
         self._draining: str | None = None
+        self._now = 0.0
+        self._held: deque[float] = deque(maxlen=NUM_HELD)
 
     @property
     def num_running(self) -> int:
@@ -160,7 +173,7 @@ class Schedule:
             case Submit():
                 return [*self._submit(event)]
             case Cancel():
-                return [*self._cancel(event.request)]
+                return [*self._finish_early(event.request, "cancelled")]
             case RequestFailed():
                 return [*self._end(event.request, "DeviceError", event.reason)]
             case ChainFailed():
@@ -168,13 +181,20 @@ class Schedule:
             case Drain():
                 self._draining = event.reason
                 return []
+            case Clock():
+                return [*self._clock(event.now)]
 
     def _submit(self, ask: Submit) -> Iterator[ScheduleInstruction]:
         refusal = self._refusal(ask)
         if refusal is not None:
             yield Fail(ask.request, *refusal)
             return
-        self._waiting.setdefault(ask.client, deque()).append(_Request(ask))
+        busy = self.busy(len(ask.prompt))
+        if busy is not None:
+            yield Fail(ask.request, "BusyError", *busy)
+            return
+        request = _Request(ask, submitted=self._now)
+        self._waiting.setdefault(ask.client, deque()).append(request)
         yield from self._admit()
 
     def _refusal(self, ask: Submit) -> tuple[str, str] | None:
@@ -190,12 +210,43 @@ class Schedule:
                 f"the prompt has {len(ask.prompt)} tokens, the context holds {limits.context}; "
                 "shorten it or plan with a larger --context"
             )
-        if not self._free and self.num_waiting >= limits.max_waiting:
-            return "DeviceError", (
-                f"{self.num_waiting} requests wait already, at most {limits.max_waiting} may; "
-                "try again later"
+        return None
+
+    def busy(self, num_prompt: int = 0) -> tuple[str, float] | None:
+        """Why a request cannot even wait now, and in how many seconds to ask again."""
+        limits, num_waiting = self.limits, self.num_waiting
+        if self._free or not num_waiting:
+            return None if limits.max_waiting or self._free else self._busy("no request may wait")
+        tokens = sum(len(one.ask.prompt) for queue in self._waiting.values() for one in queue)
+        if num_waiting >= limits.max_waiting:
+            return self._busy(
+                f"{num_waiting} requests wait already, at most {limits.max_waiting} may"
+            )
+        if tokens + num_prompt > limits.max_waiting_tokens:
+            return self._busy(
+                f"{tokens} prompt tokens wait already and {num_prompt} come, at most "
+                f"{limits.max_waiting_tokens} may"
             )
         return None
+
+    def _busy(self, reason: str) -> tuple[str, float]:
+        """Slots hold a request as long as the latest ones did: the queue's turn is over then."""
+        if self._held:
+            held = sum(self._held) / len(self._held)
+        else:
+            ages = [self._now - one.admitted for one in self._running.values()]
+            held = max(ages, default=0.0)
+        seconds = max(held, 0.1) * (self.num_waiting + 1) / self.limits.slots
+        seconds = round(min(max(seconds, 0.1), MAX_RETRY_SECONDS), 1)
+        return f"{reason}; ask again in {seconds} s", seconds
+
+    def _clock(self, now: float) -> Iterator[ScheduleInstruction]:
+        self._now = now
+        waiting = [request for queue in self._waiting.values() for request in queue]
+        for request in [*self._running.values(), *waiting]:
+            limit = request.ask.deadline_seconds
+            if limit is not None and now - request.submitted >= limit:
+                yield from self._finish_early(request.ask.request, "deadline")
 
     def _admit(self) -> Iterator[ScheduleInstruction]:
         while self._free and self._waiting:
@@ -206,6 +257,7 @@ class Schedule:
                 self._waiting[client] = queue  # behind the other clients
             kept = self._take_slot(request)
             self._running[request.ask.request] = request
+            request.admitted = self._now
             self._prefilling.append(request)
             ask = request.ask
             seen = tuple(dict.fromkeys(ask.prompt)) if ask.sampling.repetition != 1 else ()
@@ -306,12 +358,12 @@ class Schedule:
         else:
             yield from self._prefill()
 
-    def _cancel(self, number: int) -> Iterator[ScheduleInstruction]:
+    def _finish_early(self, number: int, reason: FinishReason) -> Iterator[ScheduleInstruction]:
         request = self._take(number)
         if request is None:
             return
         yield from self._leave(request)
-        yield Finish(number, "cancelled", request.generated, request.num_kept)
+        yield Finish(number, reason, request.generated, request.num_kept)
         yield from self._admit()
 
     def _end(self, number: int, kind: str, reason: str) -> Iterator[ScheduleInstruction]:
@@ -361,6 +413,7 @@ class Schedule:
         if request in self._prefilling:
             self._prefilling.remove(request)
         self._free.append(request.slot)
+        self._held.append(self._now - request.admitted)
         ask = request.ask
         self._kept.keep(request.slot, ask.request, ask.client, ask.prompt[: request.sent])
         yield SendClose(request.ask.request, request.slot)

@@ -1,6 +1,6 @@
 """What the schedule is told, and what it wants done.
 
-Submit, StepBack, Cancel, RequestFailed, ChainFailed, Drain
+Submit, StepBack, Cancel, RequestFailed, ChainFailed, Drain, Clock
 ─► Schedule ─►
 SendOpen, SendStep, SendClose (to the chain), Emit, Finish, Fail (to the client)
 """
@@ -23,6 +23,7 @@ class Submit:
     max_tokens: int
     sampling: Sampling
     biases: tuple[tuple[int, float], ...] = ()
+    deadline_seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,14 @@ class Drain:
     reason: str
 
 
-ScheduleEvent = Submit | StepBack | Cancel | RequestFailed | ChainFailed | Drain
+@dataclass(frozen=True)
+class Clock:
+    """What time it is, in seconds since any moment; the schedule has no other clock."""
+
+    now: float
+
+
+ScheduleEvent = Submit | StepBack | Cancel | RequestFailed | ChainFailed | Drain | Clock
 
 
 @dataclass(frozen=True)
@@ -140,11 +148,16 @@ class Finish:
 
 @dataclass(frozen=True)
 class Fail:
-    """The request is over; `kind` names the error's class."""
+    """The request is over; `kind` names the error's class.
+
+    Attributes:
+        retry_seconds: when to ask again, where there was no room.
+    """
 
     request: int
     kind: str
     reason: str
+    retry_seconds: float | None = None
 
 
 ScheduleInstruction = SendOpen | SendStep | SendClose | Emit | Finish | Fail

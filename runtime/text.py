@@ -24,7 +24,8 @@ from edgeshard.schemas.model import ModelManifest
 _UNFINISHED = "\ufffd"
 _ANCHOR_TOKENS = 4  # decoders treat the first token of a text differently, so decode from before it
 
-_PATIENCE_TOKENS = 8  # a character has four bytes at most; what is longer is no character
+_PATIENCE_TOKENS = 64  # bytes that are no text are given up behind so many
+_UNFINISHED_BYTES = 3  # of a character of four
 
 
 class TextModel:
@@ -128,7 +129,10 @@ class Answer:
         self._tokens.append(token)
         text = self._model.decode(self._tokens[self._prefix :])
         if text.endswith(_UNFINISHED) and len(self._tokens) - self._read < _PATIENCE_TOKENS:
-            return "", False
+            num_open = len(text) - len(text.rstrip(_UNFINISHED))
+            settled = text[: len(text) - min(num_open, _UNFINISHED_BYTES)]
+            new, self._given = settled[len(self._given) :], max(settled, self._given, key=len)
+            return self._hold_back(new)
         new = text[len(self._given) :]
         self._prefix, self._read = self._read, len(self._tokens)
         self._given = self._model.decode(self._tokens[self._prefix : self._read])
@@ -143,10 +147,12 @@ class Answer:
 
     def _hold_back(self, new: str) -> tuple[str, bool]:
         text = self._held + new
-        places = [place for place in (text.find(stop) for stop in self._stop) if place >= 0]
-        if places:
+        found = [
+            (text.find(stop) + len(stop), text.find(stop)) for stop in self._stop if stop in text
+        ]
+        if found:  # the one that is complete first, so that it does not matter where tokens are cut
             self._held = ""
-            return text[: min(places)], True
+            return text[: min(found)[1]], True
         keep = max((_overlap(text, stop) for stop in self._stop), default=0)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep], False

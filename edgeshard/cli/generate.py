@@ -53,6 +53,9 @@ def generate(
     logit_bias: Annotated[
         list[str] | None, typer.Option(help="TOKEN=BIAS, by token id; may be given again.")
     ] = None,
+    deadline: Annotated[
+        float | None, typer.Option(min=0, help="Seconds after which the answer ends as it is.")
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object at the end instead of text.")
     ] = False,
@@ -80,6 +83,7 @@ def generate(
             presence_penalty=presence_penalty,
             frequency_penalty=frequency_penalty,
             logit_bias=_biases(logit_bias or ()),
+            deadline_seconds=deadline,
         ) as generation,
     ):
         try:

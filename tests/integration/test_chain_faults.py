@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from edgeshard.errors import DeviceError, EdgeShardError, InputError, LinkError
+from edgeshard.errors import BusyError, DeviceError, EdgeShardError, InputError, LinkError
 from edgeshard.runtime.client import Client
 from edgeshard.runtime.local import LocalCluster
 from support.runtime_chain import connect, deploy_double, family, local_cluster, status
@@ -78,6 +78,49 @@ def test_a_frozen_agent_ends_every_request(cluster: LocalCluster, client: Client
         frozen.resume()
         worker.resume()
     deploy_double(cluster)
+    assert serves(client)
+
+
+def test_a_deadline_ends_an_answer_as_it_is(cluster: LocalCluster, client: Client) -> None:
+    deploy_double(cluster, "slow")
+    result = client.generate(
+        "x", raw=True, max_tokens=60, ignore_eos=True, deadline_seconds=0.5
+    ).finish()
+    assert result.finish_reason == "deadline"
+    assert list(result.token_ids) == expected(b"x", 60)[: len(result.token_ids)]
+    assert len(result.token_ids) < 60
+    assert serves(client)
+
+
+def test_a_client_that_is_gone_frees_every_stage_within_a_second(cluster: LocalCluster) -> None:
+    deploy_double(cluster, "slow")
+    client = connect(cluster)
+    for word in ("x", "y"):
+        next(client.generate(word, raw=True, max_tokens=60, ignore_eos=True))
+    client.close()
+    started = time.monotonic()
+    while any(held(cluster, index) for index in range(3)):
+        assert time.monotonic() - started < 1.0
+
+
+def held(cluster: LocalCluster, index: int) -> int:
+    stage = status(cluster, index).stage
+    assert stage is not None
+    return stage.open_slots
+
+
+def test_a_full_queue_refuses_at_once_and_says_when_to_ask_again(
+    cluster: LocalCluster, client: Client
+) -> None:
+    deploy_double(cluster, "slow")
+    running = [client.generate("x", raw=True, max_tokens=60, ignore_eos=True) for _ in range(66)]
+    next(running[0])
+    with pytest.raises(BusyError, match="at most 64 may; ask again in") as caught:
+        client.generate("y", raw=True).finish()
+    assert caught.value.retry_seconds is not None
+    assert caught.value.retry_seconds > 0
+    for generation in running:
+        generation.close()
     assert serves(client)
 
 

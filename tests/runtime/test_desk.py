@@ -7,7 +7,7 @@ import pytest
 
 from edgeshard.runtime import ask
 from edgeshard.runtime import schedule_events as events
-from edgeshard.runtime.desk import Desk
+from edgeshard.runtime.desk import OWED_SECONDS, Desk
 from edgeshard.runtime.parameters import Parameters, derived_seed
 from edgeshard.runtime.text import TextModel
 from edgeshard.runtime.wire import MAJOR, Likely, Sampled, Sampling
@@ -168,3 +168,49 @@ def test_a_conversation_that_the_template_refuses_is_an_input_error() -> None:
     (event,) = clients.told[b"p"]
     assert isinstance(event, ask.Failed)
     assert "the chat template refuses this conversation" in event.reason
+
+
+def test_a_full_chain_refuses_before_the_prompt_is_read() -> None:
+    desk, clients = served()
+    desk.refuse_when(lambda: ("64 requests wait", 2.5))
+    clients.ask(msgspec.structs.replace(generate(), prompt=None))  # no template takes this
+    assert list(desk.take()) == []
+    assert clients.told[b"p"] == [ask.Failed(1, "BusyError", "64 requests wait", 2.5)]
+
+
+def test_a_client_that_is_gone_is_cancelled_at_the_next_look() -> None:
+    desk, clients = served()
+    clients.ask(generate(n=2))
+    clients.ask(generate(), peer=b"other")
+    requests = [one.request for one in submitted(desk)]
+    clients.gone.add(b"p")
+    assert desk.probe(10.0) == [events.Cancel(request) for request in requests[:2]]
+    assert clients.told[b"other"][-1] == ask.Pong()
+    assert desk.probe(10.4) == []
+
+
+def test_a_client_that_reads_again_learns_how_its_request_ended() -> None:
+    desk, clients = served()
+    clients.ask(generate())
+    (one,) = submitted(desk)
+    clients.gone.add(b"p")
+    desk.read(Sampled(one.request, 65), 0.1)
+    assert desk.give(events.Emit(one.request, 65, 0)) == [events.Cancel(one.request)]
+    desk.give(events.Finish(one.request, "cancelled", 1))
+    desk.probe(1.0)
+    clients.gone.clear()
+    desk.probe(2.0)
+    assert clients.told[b"p"][-1] == ask.Finished(1, "cancelled", 1, 0.0)
+
+
+def test_what_a_client_never_takes_is_forgotten() -> None:
+    desk, clients = served()
+    clients.ask(generate())
+    (one,) = submitted(desk)
+    clients.gone.add(b"p")
+    desk.give(events.Finish(one.request, "cancelled", 0))
+    desk.probe(1.0)
+    desk.probe(1.0 + OWED_SECONDS)
+    clients.gone.clear()
+    desk.probe(100.0)
+    assert clients.told[b"p"] == [ask.Started(1, 2, one.sampling.seed)]

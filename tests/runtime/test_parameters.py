@@ -60,6 +60,8 @@ IMPOSSIBLE = [
     ("logit_bias", {-1: 0.0}, "token -1; give ids from 0 on"),
     ("logit_bias", {"the": 1.0}, "Expected `int`"),
     ("logit_bias", dict.fromkeys(range(1025), 0.0), "1025 tokens; give at most 1024"),
+    ("deadline_seconds", 0.0, "0.0; give more than 0 and at most 86400"),
+    ("deadline_seconds", INFINITE, "inf; give"),
     ("ignore_eos", 1, "1: Expected `bool`"),
 ]
 

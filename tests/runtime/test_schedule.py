@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,6 +12,7 @@ from edgeshard.runtime.schedule import Limits, Schedule, chunk_size
 from edgeshard.runtime.schedule_events import (
     Cancel,
     ChainFailed,
+    Clock,
     Drain,
     Emit,
     Fail,
@@ -190,7 +193,78 @@ def test_a_full_queue_refuses() -> None:
     chain.handle(submit(2))
     (refusal,) = chain.handle(submit(3))
     assert isinstance(refusal, Fail)
-    assert "at most 1 may" in refusal.reason
+    assert refusal.kind == "BusyError"
+    assert "at most 1 may; ask again in" in refusal.reason
+
+
+def limited(max_waiting_tokens: int) -> Schedule:
+    limits = Limits(slots=1, context=32, max_waiting_tokens=max_waiting_tokens)
+    return Schedule(limits)
+
+
+def test_a_queue_of_many_prompt_tokens_refuses() -> None:
+    chain = limited(20)
+    for request in (1, 2):
+        chain.handle(submit(request, 15))
+    (refusal,) = chain.handle(submit(3, 6))
+    assert isinstance(refusal, Fail)
+    assert refusal.kind == "BusyError"
+    assert "15 prompt tokens wait already and 6 come, at most 20 may" in refusal.reason
+    assert chain.handle(submit(4, 5)) == []
+
+
+def test_a_prompt_longer_than_the_queue_may_wait_alone() -> None:
+    chain = limited(4)
+    chain.handle(submit(1))
+    assert chain.handle(submit(2, 30)) == []
+
+
+def test_a_refusal_says_when_the_queue_is_through_at_the_rate_of_late() -> None:
+    chain = schedule(slots=2, waiting=1)
+    chain.handle(Clock(100.0))
+    for request in (1, 2):
+        chain.handle(submit(request))
+    chain.handle(Clock(104.0))
+    back(chain, 1, 50, ends=True)
+    back(chain, 2, 50, ends=True)
+    for request in (3, 4, 5):
+        chain.handle(submit(request))
+    (refusal,) = chain.handle(submit(6))
+    assert isinstance(refusal, Fail)
+    assert refusal.retry_seconds == 4.0  # two turns of 4 s over two slots
+    assert chain.busy() is not None
+
+
+def test_before_anything_ended_the_age_of_what_runs_is_the_guess() -> None:
+    chain = schedule(waiting=1)
+    chain.handle(submit(1))
+    chain.handle(submit(2))
+    chain.handle(Clock(3.0))
+    (refusal,) = chain.handle(submit(3))
+    assert isinstance(refusal, Fail)
+    assert refusal.retry_seconds == 6.0
+
+
+def with_deadline(request: int, seconds: float) -> Submit:
+    return dataclasses.replace(submit(request), deadline_seconds=seconds)
+
+
+def test_a_deadline_ends_a_request_that_runs_and_one_that_waits() -> None:
+    chain = schedule()
+    chain.handle(Clock(10.0))
+    chain.handle(with_deadline(1, 2.0))
+    chain.handle(with_deadline(2, 3.0))
+    assert chain.handle(Clock(11.9)) == []
+    assert drawn(chain.handle(Clock(12.0))) == "C1 deadline1 O2 2@0+3!"
+    assert drawn(chain.handle(Clock(13.0))) == "C2 deadline2"
+    assert chain.num_running == chain.num_waiting == 0
+
+
+def test_a_deadline_that_passes_in_the_queue_ends_there() -> None:
+    chain = schedule()
+    chain.handle(submit(1))
+    chain.handle(with_deadline(2, 1.0))
+    assert drawn(chain.handle(Clock(1.0))) == "deadline2"
 
 
 def test_cancel_frees_the_slot_for_the_next() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import pytest
@@ -43,21 +44,57 @@ def test_pieces_make_the_text_and_no_character_is_cut(text: str, prompt: str) ->
     assert "\ufffd" in text or not any("\ufffd" in piece for piece in given)
 
 
+class Pieces(TextModel):
+    """A model whose tokens are any bytes: token i is `pieces[i]`."""
+
+    def __init__(self, pieces: Sequence[bytes]) -> None:
+        self._pieces = pieces
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return b"".join(self._pieces[token] for token in tokens).decode(errors="replace")
+
+
+def cut(text: str, places: Sequence[int]) -> list[bytes]:
+    """The bytes of a text, cut anywhere."""
+    data = text.encode()
+    ends = [0, *sorted({place % (len(data) + 1) for place in places}), len(data)]
+    return [data[start:stop] for start, stop in itertools.pairwise(ends)]
+
+
+def before_first_stop(text: str, stops: Sequence[str]) -> tuple[str, bool]:
+    """Character by character: the text before the stop string that is complete first."""
+    for end in range(len(text) + 1):
+        done = [stop for stop in stops if text[:end].endswith(stop)]
+        if done:
+            return text[: end - max(map(len, done))], True
+    return text, False
+
+
+places = st.lists(st.integers(0, 200), max_size=30)
+
+
 @settings(settings.get_profile("runtime"))
 @given(
-    st.text(alphabet="abé", max_size=20),
-    st.lists(st.text(alphabet="abé", min_size=1, max_size=4), max_size=3),
+    st.text(alphabet="abé€😀", max_size=20),
+    st.lists(st.text(alphabet="abé€😀", min_size=1, max_size=4), max_size=3),
+    places,
 )
-def test_an_answer_ends_before_its_first_stop_string(text: str, stops: list[str]) -> None:
-    given, stopped = pieces(Answer(BYTES, (), stops), text.encode())
-    ends = [(text.index(stop) + len(stop), text.index(stop)) for stop in stops if stop in text]
-    if not ends:
-        assert (given and "".join(given), stopped) == (text, False)
-        return
-    first_end = min(ends)[0]
-    start = min(start for end, start in ends if end <= first_end or start < first_end)
-    assert stopped
-    assert "".join(given) == text[:start] or not any(stop in "".join(given) for stop in stops)
+def test_an_answer_ends_before_its_first_stop_string_however_it_is_cut(
+    text: str, stops: list[str], places: list[int]
+) -> None:
+    tokens = cut(text, places)
+    given, stopped = pieces(Answer(Pieces(tokens), (), stops), range(len(tokens)))
+    if not stopped:  # one that the last piece completes is found by what is left
+        given, stopped = given, any(stop in text for stop in stops)
+    assert ("".join(given), stopped) == before_first_stop(text, stops)
+
+
+@settings(settings.get_profile("runtime"))
+@given(st.text(alphabet="a€😀\ufffd", max_size=40), places)
+def test_a_character_is_never_cut_however_tokens_cut_it(text: str, places: list[int]) -> None:
+    tokens = cut(text, places)
+    given, _ = pieces(Answer(Pieces(tokens), (), ()), range(len(tokens)))
+    assert "".join(given) == text
 
 
 def test_text_that_may_become_a_stop_string_is_held_back() -> None:
