@@ -103,7 +103,7 @@ async def measure(cluster: LocalCluster, seconds: float) -> str:
     everyone = family(cluster)
 
     def mebibytes() -> float:
-        return sum(process.memory_info().rss for process in everyone) / 2**20
+        return float(sum(process.memory_info().rss for process in everyone)) / 2**20
 
     async with AsyncClient.connect(cluster.cluster_path, cluster.key_path) as client:
         await full_batch(client, 2.0)

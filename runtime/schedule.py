@@ -19,8 +19,8 @@ Requests beyond the slots wait, clients taking turns; where too many wait, or to
 refused with a guess when there will be room, from how long slots were held of late. Time comes in
 through `Clock`; a request that is over its deadline ends as it is.
 
- A prompt goes in chunks, at most `window` of
-all requests' chunks at once, so that stages overlap and decode steps of others pass in between.
+A prompt goes in chunks, at most `window` of all requests' chunks at once, so that stages overlap
+and decode steps of others pass in between.
 
 Rule: every submitted request ends with exactly one `Finish` or `Fail`. A chunk never has exactly
 one token unless the prompt has one: kernels give other bits for a single row, and a prompt's result
@@ -29,6 +29,7 @@ must not depend on how it was cut.
 
 from __future__ import annotations
 
+import statistics
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -53,41 +54,14 @@ from edgeshard.runtime.schedule_events import (
     StepBack,
     Submit,
 )
-from edgeshard.runtime.wire import MAX_ROWS, Kept
-
-MIN_CHUNK_TOKENS = 3
-NUM_HELD = 32  # the latest requests, whose slot times say how fast the queue moves
-MAX_RETRY_SECONDS = 600.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """What the chain can take.
-
-    Attributes:
-        chunk_tokens: prompt positions of one step at most; at least 3.
-        window: prompt chunks on their way at once.
-        max_waiting: requests that wait for a slot at most.
-        max_waiting_tokens: of their prompts together; one prompt alone may always wait.
-        num_groups: of slots; None: each slot is its own, so that nothing is batched.
-        in_rounds: next tokens wait until nothing is on its way and go out together, with the
-            bubbles that this makes; else each leaves as soon as its own last one is back.
-    """
-
-    slots: int
-    context: int
-    chunk_tokens: int = 512
-    window: int = 1
-    max_waiting: int = 64
-    max_waiting_tokens: int = 2**18
-    in_rounds: bool = False
-    num_groups: int | None = None
-
-    @property
-    def group_slots(self) -> int:
-        """Slots of a group; the last one may have fewer."""
-        groups = min(self.num_groups or self.slots, self.slots)
-        return min(MAX_ROWS, -(-self.slots // groups))
+from edgeshard.runtime.schedule_limits import (
+    MAX_RETRY_SECONDS,
+    MIN_CHUNK_TOKENS,
+    NUM_HELD,
+    chunk_size,
+)
+from edgeshard.runtime.schedule_limits import Limits as Limits
+from edgeshard.runtime.wire import Kept
 
 
 @dataclass
@@ -216,12 +190,11 @@ class Schedule:
         """Why a request cannot even wait now, and in how many seconds to ask again."""
         limits, num_waiting = self.limits, self.num_waiting
         if self._free or not num_waiting:
-            return None if limits.max_waiting or self._free else self._busy("no request may wait")
+            return None
         tokens = sum(len(one.ask.prompt) for queue in self._waiting.values() for one in queue)
         if num_waiting >= limits.max_waiting:
-            return self._busy(
-                f"{num_waiting} requests wait already, at most {limits.max_waiting} may"
-            )
+            allowed = f"at most {limits.max_waiting} may"
+            return self._busy(f"{num_waiting} requests wait already, {allowed}")
         if tokens + num_prompt > limits.max_waiting_tokens:
             return self._busy(
                 f"{tokens} prompt tokens wait already and {num_prompt} come, at most "
@@ -230,13 +203,9 @@ class Schedule:
         return None
 
     def _busy(self, reason: str) -> tuple[str, float]:
-        """Slots hold a request as long as the latest ones did: the queue's turn is over then."""
-        if self._held:
-            held = sum(self._held) / len(self._held)
-        else:
-            ages = [self._now - one.admitted for one in self._running.values()]
-            held = max(ages, default=0.0)
-        seconds = max(held, 0.1) * (self.num_waiting + 1) / self.limits.slots
+        ages = [self._now - one.admitted for one in self._running.values()]
+        held = statistics.fmean(self._held) if self._held else max(ages, default=0.0)
+        seconds = held * (self.num_waiting + 1) / self.limits.slots
         seconds = round(min(max(seconds, 0.1), MAX_RETRY_SECONDS), 1)
         return f"{reason}; ask again in {seconds} s", seconds
 
@@ -417,13 +386,6 @@ class Schedule:
         ask = request.ask
         self._kept.keep(request.slot, ask.request, ask.client, ask.prompt[: request.sent])
         yield SendClose(request.ask.request, request.slot)
-
-
-def chunk_size(num_left: int, chunk_tokens: int) -> int:
-    """Positions of the next chunk of a prompt: never one, unless one is all there is."""
-    if num_left <= chunk_tokens:
-        return num_left
-    return chunk_tokens - 1 if num_left - chunk_tokens == 1 else chunk_tokens
 
 
 def neighbours(requests: Sequence[_Request]) -> Iterator[list[_Request]]:

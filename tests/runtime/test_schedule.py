@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgeshard.runtime.schedule import Limits, Schedule, chunk_size
+from edgeshard.runtime.schedule import Limits, Schedule
 from edgeshard.runtime.schedule_events import (
     Cancel,
     ChainFailed,
@@ -26,6 +26,7 @@ from edgeshard.runtime.schedule_events import (
     Submit,
     TokenBack,
 )
+from edgeshard.runtime.schedule_limits import chunk_size
 from edgeshard.runtime.wire import MAX_ROWS, Kept, Sampling
 
 settings.register_profile("runtime", derandomize=True, deadline=None, max_examples=300)

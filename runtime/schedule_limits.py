@@ -1,0 +1,48 @@
+"""What a chain can take, as the schedule is told, and how a prompt is cut by it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edgeshard.runtime.wire import MAX_ROWS
+
+MIN_CHUNK_TOKENS = 3
+NUM_HELD = 32  # the latest requests, whose slot times say how fast the queue moves
+MAX_RETRY_SECONDS = 600.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What the chain can take.
+
+    Attributes:
+        chunk_tokens: prompt positions of one step at most; at least 3.
+        window: prompt chunks on their way at once.
+        max_waiting: requests that wait for a slot at most.
+        max_waiting_tokens: of their prompts together; one prompt alone may always wait.
+        num_groups: of slots; None: each slot is its own, so that nothing is batched.
+        in_rounds: next tokens wait until nothing is on its way and go out together, with the
+            bubbles that this makes; else each leaves as soon as its own last one is back.
+    """
+
+    slots: int
+    context: int
+    chunk_tokens: int = 512
+    window: int = 1
+    max_waiting: int = 64
+    max_waiting_tokens: int = 2**18
+    in_rounds: bool = False
+    num_groups: int | None = None
+
+    @property
+    def group_slots(self) -> int:
+        """Slots of a group; the last one may have fewer."""
+        groups = min(self.num_groups or self.slots, self.slots)
+        return min(MAX_ROWS, -(-self.slots // groups))
+
+
+def chunk_size(num_left: int, chunk_tokens: int) -> int:
+    """Positions of the next chunk of a prompt: never one, unless one is all there is."""
+    if num_left <= chunk_tokens:
+        return num_left
+    return chunk_tokens - 1 if num_left - chunk_tokens == 1 else chunk_tokens
