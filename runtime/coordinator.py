@@ -233,9 +233,8 @@ class Coordinator:
             self._take_returns(desk)
         self._outlet.flush()
         if desk is not None:
-            now = time.monotonic()
-            self._handle(desk, events.Clock(now))
-            for gone in desk.probe(now):
+            self._handle(desk, events.Clock(time.monotonic()))
+            for gone in desk.probe(time.monotonic()):
                 self._handle(desk, gone)
             for event in desk.take():
                 self._handle(desk, event)
