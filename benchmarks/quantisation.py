@@ -225,7 +225,8 @@ def _split(prefix: str, label: str, rows: Floats, model: ModelManifest) -> Weigh
         next((n * model.kv.head_dim for part, n in sizes.items() if part in name), 0)
         for name in names
     ]
-    rest = (rows.shape[0] - sum(counts)) // counts.count(0)  # queries; or gate and up, equally many
+    others = counts.count(0)  # queries; or gate and up, which have equally many rows
+    rest = (rows.shape[0] - sum(counts)) // others if others else 0
     counts = [count or rest for count in counts]
     ends = np.cumsum(counts)
     return {
