@@ -9,10 +9,11 @@ from edgeshard.compiler.calibration import Calibration
 from edgeshard.compiler.checkpoint import Checkpoint
 from edgeshard.compiler.encoding import FLOAT, ROWS, STORED, Encoding, block_encoding
 from edgeshard.compiler.lowering import precision_bits
-from edgeshard.compiler.mixture import mix
+from edgeshard.compiler.mixture import mix, raised
 from edgeshard.errors import InputError
 from edgeshard.schemas.common import Precision, Target
 
+INT4_BITS = 4.5  # of a parameter in int4, on average: as many as in llama.cpp's Q4_0
 QUANTISED_AS_BYTES = "Q"  # GGUF's block types all start so; those we cannot import become int8
 
 
@@ -42,7 +43,7 @@ def choose_encodings(
             if kind.startswith(QUANTISED_AS_BYTES):
                 notice(f"{kind} tensors are requantised to int4 and int8")
         return mix(checkpoint, matrices, wish.bits, wish.calibration)
-    return {
+    chosen = {
         weight: choose_encoding(
             weight,
             stored[weight],
@@ -53,6 +54,9 @@ def choose_encodings(
         )
         for weight in matrices
     }
+    if wish.precision == "int4":
+        chosen |= raised(checkpoint, chosen, INT4_BITS, wish.calibration)
+    return chosen
 
 
 def choose_encoding(

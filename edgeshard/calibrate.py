@@ -122,7 +122,7 @@ def _saved_error(weight: Floats, importance: Floats | None) -> torch.Tensor:
     """Squared errors `[N, K]` in int4 less those in int8."""
     squares = [
         np.square(decode(quantise(weight, encoding, importance), encoding) - weight)
-        for encoding in (block_encoding(bits, weight.shape[1]) for bits in (4, 8))
+        for encoding in (block_encoding(bits, weight.shape[1], fine=True) for bits in (4, 8))
     ]
     return torch.from_numpy(squares[0] - squares[1])
 

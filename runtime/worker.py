@@ -142,7 +142,7 @@ class Worker:
             max_bytes=max(MAX_HEADER_BYTES, self._shape.largest_payload_bytes),
             queue=64 + 4 * config.slots,
         )
-        self._poller = Poller(self._listener)
+        self._poller = Poller()  # for a next stage that takes nothing
         dialer = network.dial(
             config.next_endpoint,
             config.next_key,
@@ -159,26 +159,22 @@ class Worker:
         """Take steps until the process is told to end."""
         self._session = session
         while True:
-            ready = self._poller.wait(TURN_SECONDS)
             if self._outlet.is_blocked:
+                self._poller.wait(TURN_SECONDS)
                 self._outlet.flush()
                 self._report_blocked()
-                self._poller.watch(self._listener, readable=not self._outlet.is_blocked)
-            if self._listener in ready:
-                self._take()
+            elif (arrival := self._listener.receive(TURN_SECONDS)) is not None:
+                self._take(arrival)
             if self._config.tells_figures and self._due.at(time.monotonic()):
                 self._tell(Line(figures=self._figures()))
 
-    def _take(self) -> None:
-        while not self._outlet.is_blocked and (arrival := self._listener.receive()) is not None:
-            try:
-                self._apply(arrival)
-            except ProtocolError as error:
-                self._core.counts["refused"] += 1
-                self._core.problems.append(str(error))
-            self._report()
-        if self._outlet.is_blocked:
-            self._poller.watch(self._listener, readable=False)
+    def _take(self, arrival: Arrival) -> None:
+        try:
+            self._apply(arrival)
+        except ProtocolError as error:
+            self._core.counts["refused"] += 1
+            self._core.problems.append(str(error))
+        self._report()
 
     def _apply(self, arrival: Arrival) -> None:
         header, payload = split(arrival.frames)
