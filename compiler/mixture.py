@@ -5,7 +5,7 @@ read faster, and fills what is left of its 4.5 bits.
 
 Rule: whoever gains most for a byte comes first. A gain is what int4 loses and int8 does not: on a
 text measured as divergence, or from the weights alone as squared error over the squares of the
-weights, so that every product counts alike and small matrices, such as values of few heads, win.
+weights, counted by how much the kind of matrix matters.
 """
 
 from __future__ import annotations
@@ -21,6 +21,22 @@ from edgeshard.compiler.encoding import Encoding, block_encoding, decode, quanti
 from edgeshard.compiler.stored import is_finite, widen
 from edgeshard.errors import InputError
 
+# Nats of divergence that all matrices of a kind cost in int4, as estimated with gradients on
+# SmolLM2-135M (docs/adr/0017). They stand for other models only roughly: a calibration measures.
+COSTS = {
+    "v_proj": 0.081,
+    "down_proj": 0.103,
+    "embed_tokens": 0.083,
+    "lm_head": 0.083,
+    "k_proj": 0.009,
+    "up_proj": 0.039,
+    "q_proj": 0.011,
+    "o_proj": 0.010,
+    "gate_proj": 0.021,
+    "qkv_proj": 0.101,
+    "gate_up_proj": 0.060,
+}
+OTHER_COST = 0.03
 MAX_ROWS = 256  # of a matrix's first piece are looked at: its error to a few per cent
 
 
@@ -72,7 +88,7 @@ def raised(
     gains = {
         name: calibration.gains[name]
         if name in calibration.gains
-        else gain(checkpoint, name, low[name], high[name])
+        else cost(name, names) * gain(checkpoint, name, low[name], high[name])
         for name in names
     }
     small, large = _bits(checkpoint, low), _bits(checkpoint, high)
@@ -108,6 +124,13 @@ def choose(gains: Mapping[str, float], prices: Mapping[str, float], budget: floa
             budget -= prices[name]
             chosen.add(name)
     return chosen
+
+
+def cost(name: str, names: Sequence[str]) -> float:
+    """What a matrix's share in the cost of its kind is."""
+    kind = name.split(".")[-2]
+    alike = sum(1 for other in names if other.split(".")[-2] == kind)
+    return COSTS.get(kind, OTHER_COST) / alike
 
 
 def gain(checkpoint: Checkpoint, name: str, low: Encoding, high: Encoding) -> float:
