@@ -13,7 +13,8 @@ from edgeshard.artifacts.store import Store
 from edgeshard.compiler.calibration import Calibration
 from edgeshard.compiler.checkpoint import open_checkpoint
 from edgeshard.compiler.compile import Compiled, compile_model
-from edgeshard.compiler.mixture import choose, mix
+from edgeshard.compiler.encoding import FLOAT, STORED, block_encoding
+from edgeshard.compiler.mixture import choose, mix, raised
 from edgeshard.errors import InputError
 from edgeshard.quality import weight_sizes
 from support.tiny_llama import CompiledModel, compiled, folder
@@ -66,15 +67,37 @@ def test_a_model_takes_the_bits_that_were_asked_for(tmp_path: Path, bits: float)
     assert found.manifest.name.endswith(f"-mixed-{bits:g}")
 
 
-def test_small_matrices_come_first_without_a_text() -> None:
+def test_kinds_that_cost_more_come_first_without_a_text() -> None:
     checkpoint = open_checkpoint(folder("grouped"))
     matrices = [n for n in sorted(checkpoint.names()) if len(checkpoint.shape(n)) == 2]
 
-    found = mix(checkpoint, matrices, 5.5, Calibration())
+    found = mix(checkpoint, matrices, 6.2, Calibration())
 
-    kept = {name.split(".")[-2] for name in matrices if found[name].bits == 8}
-    assert {"k_proj", "v_proj"} <= kept
-    assert "embed_tokens" not in kept
+    bits = {name.split(".")[-2]: found[name].bits for name in matrices}
+    assert bits["v_proj"] == bits["embed_tokens"] == 8
+    assert bits["q_proj"] == bits["gate_proj"] == 4
+
+
+@pytest.mark.parametrize(("bits", "is_any"), [(4.5, False), (6.0, True)])
+def test_only_what_is_left_of_the_bits_is_spent(bits: float, is_any: bool) -> None:
+    checkpoint = open_checkpoint(folder("grouped"))
+    shapes = {n: checkpoint.shape(n) for n in checkpoint.names()}
+    low = {n: block_encoding(4, shape[1]) for n, shape in shapes.items() if len(shape) == 2}
+
+    found = low | raised(checkpoint, low, bits, Calibration())
+
+    taken = 32 * sum(shape[0] for n, shape in shapes.items() if n not in low)
+    taken += sum(found[n].stored_bits(shapes[n][1]) * shapes[n][0] * shapes[n][1] for n in found)
+    values = sum(int(np.prod(shape)) for shape in shapes.values())
+    assert any(encoding.bits == 8 for encoding in found.values()) == is_any
+    assert taken <= bits * values or not is_any
+
+
+def test_floats_and_blocks_of_the_file_stay_as_they_are() -> None:
+    checkpoint = open_checkpoint(folder("grouped"))
+    low = {VALUE: FLOAT, VALUE.replace("1", "0"): STORED["Q4_0"]}
+
+    assert raised(checkpoint, low, 32.0, Calibration()) == {}
 
 
 def test_a_text_may_say_otherwise() -> None:
