@@ -86,8 +86,11 @@ def test_only_what_is_left_of_the_bits_is_spent(bits: float, is_any: bool) -> No
 
     found = low | raised(checkpoint, low, bits, Calibration())
 
-    taken = 32 * sum(shape[0] for n, shape in shapes.items() if n not in low)
-    taken += sum(found[n].stored_bits(shapes[n][1]) * shapes[n][0] * shapes[n][1] for n in found)
+    vectors = 32 * sum(shape[0] for n, shape in shapes.items() if n not in low)
+    taken = vectors + sum(
+        encoding.stored_bits(shapes[n][1]) * shapes[n][0] * shapes[n][1]
+        for n, encoding in found.items()
+    )
     values = sum(int(np.prod(shape)) for shape in shapes.values())
     assert any(encoding.bits == 8 for encoding in found.values()) == is_any
     assert taken <= bits * values or not is_any
