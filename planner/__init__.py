@@ -6,7 +6,8 @@ interpolate ─► units ─► costs ─► partition (chains, memory) ─► p
 from __future__ import annotations
 
 from edgeshard.planner.costs import CostTable, build_costs
-from edgeshard.planner.partition import Partition, Span, best_partition
+from edgeshard.planner.hosts import Span
+from edgeshard.planner.partition import Partition, best_partition
 from edgeshard.planner.plan import make_plan
 from edgeshard.planner.table import plan_rows, plan_summary, plan_table
 from edgeshard.planner.units import Workload

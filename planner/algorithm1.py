@@ -14,8 +14,8 @@ from __future__ import annotations
 import numpy as np
 
 from edgeshard.planner.costs import CostTable
+from edgeshard.planner.hosts import Span
 from edgeshard.planner.layers import layer_table, nothing_found, spans_of
-from edgeshard.planner.partition import Span
 
 
 def algorithm1(costs: CostTable) -> tuple[Span, ...]:

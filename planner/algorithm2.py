@@ -17,8 +17,8 @@ import numpy as np
 
 from edgeshard.errors import PlanError
 from edgeshard.planner.costs import CostTable
+from edgeshard.planner.hosts import Span
 from edgeshard.planner.layers import Floats, LayerTable, layer_table, nothing_found
-from edgeshard.planner.partition import Span
 
 MAX_DEVICES = 15
 """Most devices that can host a layer: as many as the paper's testbed has."""

@@ -24,9 +24,10 @@ from edgeshard.errors import PlanError
 from edgeshard.planner.algorithm1 import algorithm1
 from edgeshard.planner.algorithm2 import algorithm2
 from edgeshard.planner.costs import CostTable
+from edgeshard.planner.hosts import Span
 from edgeshard.planner.layers import fastest_provider
 from edgeshard.planner.memory import missing_bytes, stage_memory
-from edgeshard.planner.partition import Span, best_partition
+from edgeshard.planner.partition import best_partition
 from edgeshard.planner.predict import bottleneck_seconds, latency_seconds, stage_seconds
 from edgeshard.schemas.common import Objective
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgeshard.planner.ascent import Ascent
-from edgeshard.planner.chains import Counts, Link, Mask
+from edgeshard.planner.chains import Costs, Counts, Link, Mask
 from edgeshard.planner.cheapest import NARROW, Effort
 from edgeshard.planner.frontier import search
 from edgeshard.planner.groups import DeviceTable, group, name_devices
@@ -65,16 +65,23 @@ def smallest_bottleneck(table: DeviceTable, effort: Effort) -> Bottleneck:
     )
 
 
+def limits_of(table: DeviceTable) -> Costs:
+    """What a slowest stage or link can take, in order."""
+    linked = np.isfinite(table.hop) & ~np.eye(len(table.hop), dtype=np.bool_)
+    back = table.held_back[np.isfinite(table.way_back)]
+    costs = [table.held[np.isfinite(table.stage)], table.busy[linked], back]
+    values: Costs = np.unique(np.concatenate(costs))
+    return values
+
+
 class _Thresholds:
     """Candidates in order: below `low` certainly no, from `high` on yes, unknown between."""
 
     def __init__(self, table: DeviceTable, effort: Effort) -> None:
         self._table, self._effort = table, effort
         self._asked: set[int] = set()
-        linked = np.isfinite(table.hop) & ~np.eye(len(table.hop), dtype=np.bool_)
-        costs = np.concatenate([table.stage[np.isfinite(table.stage)], table.busy[linked]])
-        self.values = np.unique(costs)
-        self.low, self.high = self._first_with_room(), len(self.values)
+        self.values = limits_of(table)
+        self.low, self.high = first_with_room(table, self.values), len(self.values)
         self.chain: tuple[Link, ...] | None = None
 
     def gallop(self) -> None:
@@ -117,19 +124,19 @@ class _Thresholds:
             self.low = max(self.low, place + 1)
         return answer.chain is not None
 
-    def _first_with_room(self) -> int:
-        """The first candidate at which the devices could hold all units, links aside."""
-        table = self._table
-        sizes = np.bincount(table.class_of, minlength=len(table.stage))
-        low, high = 0, len(self.values)
-        while low < high:
-            middle = (low + high) // 2
-            allowed = table.stage <= self.values[middle]
-            if _longest(allowed) @ sizes >= table.stage.shape[1] - 1:
-                high = middle
-            else:
-                low = middle + 1
-        return low
+
+def first_with_room(table: DeviceTable, limits: Costs) -> int:
+    """The place of the first limit at which the devices could hold all units, links aside."""
+    sizes = np.bincount(table.class_of, minlength=len(table.stage))
+    low, high = 0, len(limits)
+    while low < high:
+        middle = (low + high) // 2
+        allowed = np.isfinite(table.stage) & (table.held <= limits[middle])
+        if _longest(allowed) @ sizes >= table.stage.shape[1] - 1:
+            high = middle
+        else:
+            low = middle + 1
+    return low
 
 
 def any_chain(table: DeviceTable, effort: Effort) -> Answer:

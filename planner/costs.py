@@ -25,7 +25,7 @@ from edgeshard.planner.units import (
     unmeasured,
 )
 from edgeshard.schemas.activation import state_bytes
-from edgeshard.schemas.common import Precision
+from edgeshard.schemas.common import Objective, Precision
 from edgeshard.schemas.model import ModelManifest
 from edgeshard.schemas.plan import LeftOut
 from edgeshard.schemas.profile import DeviceProfile, Profile
@@ -84,20 +84,21 @@ class CostTable:
     return_seconds: Seconds
     left_out: tuple[LeftOut, ...]
 
-    def mean(self, decode: Seconds, prefill: Seconds) -> Seconds:
+    def mean(self, decode: Seconds, prefill: Seconds, objective: Objective) -> Seconds:
         """What counts for a token of the answer, of times of a decode step and of the prompt."""
-        decode_share, prefill_share = self.workload.shares
+        decode_share, prefill_share = self.workload.shares(objective)
         if not prefill_share:
             return decode
+        if not decode_share:  # an unmeasured link's infinity times 0 is no number
+            return prefill_share * prefill
         return decode_share * decode + prefill_share * prefill
 
-    @property
-    def busy_seconds(self) -> Seconds:
+    def busy_seconds(self, objective: Objective) -> Seconds:
         """`[from, to]`, how long a token of the answer keeps a link busy."""
         known = np.isfinite(self.hop_seconds)
         latency = np.zeros(known.shape)
         np.subtract(self.hop_seconds, self.hop_busy_seconds, out=latency, where=known)
-        return self.mean(self.hop_busy_seconds, self.prefill_hop_seconds - latency)
+        return self.mean(self.hop_busy_seconds, self.prefill_hop_seconds - latency, objective)
 
     @property
     def num_units(self) -> int:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -66,8 +67,10 @@ def explain(plan: Plan, profile: Profile, replan: Callable[[Profile], Plan]) -> 
         profile: what it was made from.
         replan: makes the best plan for another profile and the same wishes.
     """
-    slowest = max(stage.decode_seconds for stage in plan.stages)
-    slowest = max([slowest, *(stage.hop_busy_seconds or 0.0 for stage in plan.stages)])
+    work: defaultdict[str, float] = defaultdict(float)  # of a device that may run two stages
+    for stage in plan.stages:
+        work[stage.device] += stage.decode_seconds
+    slowest = max([*work.values(), *(stage.hop_busy_seconds or 0.0 for stage in plan.stages)])
     targets = [stage.device for stage in plan.stages[1:]] + [plan.source]
     accounts = tuple(
         StageAccount(
@@ -78,7 +81,7 @@ def explain(plan: Plan, profile: Profile, replan: Callable[[Profile], Plan]) -> 
             decode_seconds=stage.decode_seconds,
             prefill_seconds=stage.prefill_seconds,
             hop_seconds=stage.hop_seconds,
-            slack_seconds=slowest - stage.decode_seconds,
+            slack_seconds=slowest - work[stage.device],
             memory=stage.memory,
             free_bytes=stage.memory.limit_bytes - stage.memory.total_bytes,
         )

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from edgeshard.planner.cheapest import EXACT, Effort, cheapest_chain
 from edgeshard.planner.costs import CostTable
 from edgeshard.planner.groups import group, name_devices
-from edgeshard.planner.partition import Span, hosts_of
+from edgeshard.planner.hosts import Span, hosts_of
 
 EFFORT = Effort(num_values=2e7, num_rounds=2)
 MOST_DEVICES = 8
@@ -36,7 +36,7 @@ class Choice:
     @property
     def num_devices(self) -> int:
         """Devices that it uses."""
-        return len(self.spans)
+        return len({span.device for span in self.spans})
 
     def beats(self, other: Choice) -> bool:
         """Whether it is at least as good in all three, and not the same."""
@@ -55,7 +55,7 @@ def front(costs: CostTable, most_devices: int = MOST_DEVICES) -> tuple[Choice, .
     Raises:
         PlanError: the source cannot hold unit 0.
     """
-    hosts = hosts_of(costs)
+    hosts = hosts_of(costs, "latency")
     found: list[Choice] = []
     for most_stages in range(1, min(most_devices, len(hosts.devices), costs.num_units) + 1):
         limit = float("inf")

@@ -21,6 +21,8 @@ class DeviceTable:
 
     Attributes:
         busy: `[D from, D to]`, the part of a hop that the next frame has to wait for.
+        stage_busy: `[C, start, stop]`, for how long a stage keeps its device; None: all its time.
+        busy_back: `[D]`, the part of the way back that the next frame has to wait for; None: none.
     """
 
     stage: Costs
@@ -29,13 +31,26 @@ class DeviceTable:
     busy: Costs
     way_back: Costs
     source: int
+    stage_busy: Costs | None = None
+    busy_back: Costs | None = None
+
+    @property
+    def held(self) -> Costs:
+        """`[C, start, stop]`, for how long a stage keeps its device."""
+        return self.stage if self.stage_busy is None else self.stage_busy
+
+    @property
+    def held_back(self) -> Costs:
+        """`[D]`, for how long the way back keeps its link."""
+        return np.zeros(len(self.way_back)) if self.busy_back is None else self.busy_back
 
     def within(self, limit: float) -> DeviceTable:
         """The same without the stages and hops that keep a frame waiting longer than the limit."""
         return replace(
             self,
-            stage=np.where(self.stage <= limit, self.stage, np.inf),
+            stage=np.where(self.held <= limit, self.stage, np.inf),
             hop=np.where(self.busy <= limit, self.hop, np.inf),
+            way_back=np.where(self.held_back <= limit, self.way_back, np.inf),
         )
 
     def total(self, chain: Sequence[Link]) -> float:
@@ -47,9 +62,10 @@ class DeviceTable:
 
     def slowest(self, chain: Sequence[Link]) -> float:
         """The largest of a chain's stages and links."""
-        stages = [float(self.stage[self.class_of[d], i, j]) for d, i, j in chain]
+        stages = [float(self.held[self.class_of[d], i, j]) for d, i, j in chain]
         pairs = itertools.pairwise(chain)
-        return max(stages + [float(self.busy[a, b]) for (a, _, _), (b, _, _) in pairs])
+        links = [float(self.busy[a, b]) for (a, _, _), (b, _, _) in pairs]
+        return max([*stages, *links, float(self.held_back[chain[-1][0]])])
 
 
 def group(table: DeviceTable) -> tuple[ChainProblem, tuple[tuple[int, ...], ...]]:

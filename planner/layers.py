@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from edgeshard.errors import PlanError
 from edgeshard.planner.costs import CostTable, DeviceCosts
-from edgeshard.planner.partition import Span
+from edgeshard.planner.hosts import Span
 
 Floats = npt.NDArray[np.float64]
 Bytes = npt.NDArray[np.int64]

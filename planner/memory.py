@@ -44,17 +44,22 @@ def missing_bytes(memory: MemoryUse) -> int:
     return max(0, memory.total_bytes - memory.limit_bytes)
 
 
-def missing_table(costs: CostTable, device: int, provider: int) -> Bytes:
-    """Bytes that the device lacks for each interval, axes `[start, stop]`, where start < stop.
+def held_table(costs: CostTable, device: int, provider: int) -> Bytes:
+    """Bytes that each interval holds, axes `[start, stop]`, where start < stop.
 
-    Equal to `missing_bytes` of `stage_memory` of every interval.
+    Equal to the total of `stage_memory` of every interval.
     """
     place = costs.devices[device]
     held = _intervals(place.providers[provider].weights_bytes) + _intervals(costs.kv_bytes)
     for blob in costs.shared:
         held[: blob.first + 1, blob.second + 1 :] -= blob.size_bytes
-    fixed = place.baseline_bytes + place.workspace_bytes
-    missing: Bytes = np.maximum(held + (fixed - place.limit_bytes), 0)
+    return held + (place.baseline_bytes + place.workspace_bytes)
+
+
+def missing_table(costs: CostTable, device: int, provider: int) -> Bytes:
+    """Bytes that the device lacks for each interval, axes `[start, stop]`, where start < stop."""
+    limit_bytes = costs.devices[device].limit_bytes
+    missing: Bytes = np.maximum(held_table(costs, device, provider) - limit_bytes, 0)
     return missing
 
 

@@ -9,17 +9,18 @@ Pure: the same values give the same plan, with no clock, file or device involved
 
 from __future__ import annotations
 
-import itertools
-import math
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 from edgeshard.errors import InputError, PlanError
 from edgeshard.planner.alternatives import one_device
 from edgeshard.planner.baselines import Method, baseline
+from edgeshard.planner.batches import CostTables, Grouping, best_grouping, best_rate
 from edgeshard.planner.costs import CostTable, build_costs
+from edgeshard.planner.hosts import Span
 from edgeshard.planner.left_out import why_left_out
-from edgeshard.planner.memory import stage_memory
-from edgeshard.planner.partition import Span, best_partition
+from edgeshard.planner.partition import best_partition
+from edgeshard.planner.stages import Pace, seconds_of, stages_of
 from edgeshard.planner.units import Workload
 from edgeshard.schemas.common import Activation, Objective
 from edgeshard.schemas.model import ModelManifest
@@ -42,8 +43,9 @@ def make_plan(
     decode_context: int | None = None,
     method: Method | None = None,
     new_tokens: int = 0,
-    batch: int = 1,
+    batch: int | None = None,
     activation: Activation = "fp32",
+    head_at_source: bool = False,
 ) -> Plan:
     """Plan a model over the devices of a profile.
 
@@ -61,8 +63,10 @@ def make_plan(
         method: the baseline to plan by; None: the best chain.
         new_tokens: length of the answer; the objective is then the mean over the request's tokens,
             its prefill among them. 0: what one decode step takes.
-        batch: sequences that a decode step takes together.
+        batch: sequences that a decode step takes together; None: one for latency, and as many as
+            give the highest rate for throughput.
         activation: how hidden states travel between stages.
+        head_at_source: no output token leaves the source: it runs the head too.
 
     Raises:
         InputError: an argument is out of range, or the profile is not usable.
@@ -75,25 +79,29 @@ def make_plan(
     _check("prompt tokens", prompt_tokens, 1, context, "the planned context")
     _check("decode context", decode_context, 0, context, "the planned context")
     _check("new tokens", new_tokens, 0, context - prompt_tokens, "what the prompt leaves")
-    _check("batch", batch, 1, slots, "the slots")
-    workload = Workload(
-        context, slots, prompt_tokens, decode_context, new_tokens, batch, activation
-    )
+    _check("batch", 1 if batch is None else batch, 1, slots, "the slots")
     for place in _misfits(model, profile):
         raise InputError(f"the profile contradicts {model.name}: {place}; run `esc profile` again")
+    workload = Workload(
+        context,
+        slots,
+        prompt_tokens,
+        decode_context,
+        new_tokens,
+        batch or 1,
+        activation,
+        head_at_source,
+    )
     costs = build_costs(model, profile, source, workload)
-    spans, left_out, certificate = _choose(costs, objective, method)
-    stages = _stages(costs, spans)
-    way_in = costs.entry_seconds
-    token_seconds = way_in + sum(stage.decode_seconds + stage.hop_seconds for stage in stages)
-    first_token_seconds = way_in + _prefill_seconds(costs, spans, stages)
-    busiest_seconds, busiest = _busiest(costs, spans, stages)
-    if not busiest_seconds > 0:
+    tables = CostTables(
+        lambda rows: build_costs(model, profile, source, replace(workload, batch=rows))
+    )
+    choice = _choose(costs, tables, objective, method, batch)
+    stages = stages_of(choice.costs, choice.spans)
+    grouping, pace = best_grouping(tables, choice.costs, choice.spans, slots, choice.rows)
+    if not pace.slowest_seconds > 0:
         raise InputError("the profile says that every stage takes 0 s; run `esc profile` again")
-    mean_seconds = _mean_seconds(token_seconds, first_token_seconds, workload)
-    full_slots = batch * math.ceil(mean_seconds / busiest_seconds - 1e-9)
-    if slots < full_slots:
-        busiest += f"; {full_slots} slots would fill the chain"
+    token_seconds, first_token_seconds = seconds_of(choice.costs, stages)
     return Plan(
         model=model_digest,
         objective=objective,
@@ -104,14 +112,17 @@ def make_plan(
         stages=stages,
         token_seconds=token_seconds,
         first_token_seconds=first_token_seconds,
-        tokens_per_second=min(slots / mean_seconds, batch / busiest_seconds),
-        bottleneck=busiest,
-        one_device=one_device(costs),
-        left_out=left_out,
-        certificate=certificate,
+        tokens_per_second=slots / pace.cycle_seconds(grouping.groups),
+        bottleneck=_bottleneck(pace, grouping),
+        one_device=one_device(choice.costs),
+        left_out=choice.left_out,
+        certificate=choice.certificate,
         new_tokens=new_tokens,
-        batch=batch,
+        batch=choice.costs.workload.batch,
+        groups=grouping.groups,
         activation=activation,
+        head_at_source=head_at_source,
+        unsupported=_unsupported(stages),
     )
 
 
@@ -126,6 +137,7 @@ def costs_of(profile: Profile, plan: Plan, model: ModelManifest) -> CostTable:
         plan.new_tokens,
         plan.batch,
         plan.activation,
+        plan.head_at_source,
     )
     return build_costs(model, profile, plan.source, workload)
 
@@ -143,14 +155,47 @@ def _misfits(model: ModelManifest, profile: Profile) -> Iterator[str]:
                 )
 
 
+@dataclass(frozen=True, slots=True)
+class _Choice:
+    """The spans and what they were chosen by; `rows` where the grouping is settled with them."""
+
+    costs: CostTable
+    spans: tuple[Span, ...]
+    left_out: tuple[LeftOut, ...]
+    certificate: Certificate | None
+    rows: int | None
+
+
 def _choose(
-    costs: CostTable, objective: Objective, method: Method | None
-) -> tuple[tuple[Span, ...], tuple[LeftOut, ...], Certificate | None]:
+    costs: CostTable,
+    tables: CostTables,
+    objective: Objective,
+    method: Method | None,
+    rows: int | None,
+) -> _Choice:
     """The spans, why other devices have none, and how good that is; baselines prove nothing."""
-    if method is None:
+    if method is not None:
+        return _Choice(costs, *_by_method(costs, objective, method), None, rows)
+    if objective == "latency":
         best = best_partition(costs, objective)
         certificate = Certificate(seconds=best.seconds, bound_seconds=best.bound_seconds)
-        return best.spans, why_left_out(costs, best, objective), certificate
+        return _Choice(
+            costs, best.spans, why_left_out(costs, best, objective, 1.0), certificate, rows
+        )
+    chosen = best_rate(tables, costs.workload.slots, rows)
+    certificate = Certificate(seconds=chosen.seconds, bound_seconds=chosen.bound_seconds)
+    share = chosen.grouping.groups / costs.workload.slots
+    left_out = why_left_out(chosen.costs, chosen.partition, objective, share)
+    spans = chosen.partition.spans
+    return _Choice(chosen.costs, spans, left_out, certificate, chosen.grouping.rows)
+
+
+def _by_method(
+    costs: CostTable, objective: Objective, method: Method
+) -> tuple[tuple[Span, ...], tuple[LeftOut, ...]]:
+    """The spans of a baseline, and the devices that it does not use."""
+    if costs.workload.head_at_source:
+        raise InputError(f"{method} knows no head at the source; plan without --method")
     spans = baseline(costs, method, objective)
     hosts = [span.device for span in spans]
     for host in hosts:
@@ -162,14 +207,22 @@ def _choose(
             )
     unused = [device.name for i, device in enumerate(costs.devices) if i not in hosts]
     reason = f"{method} does not use it"
-    left_out = costs.left_out + tuple(LeftOut(device=name, reason=reason) for name in unused)
-    return spans, left_out, None
+    return spans, costs.left_out + tuple(LeftOut(device=name, reason=reason) for name in unused)
 
 
-def _mean_seconds(token_seconds: float, first_token_seconds: float, workload: Workload) -> float:
-    """Per token of the answer, where the answer's length is known; else that of a decode step."""
-    decode_share, prefill_share = workload.shares
-    return decode_share * token_seconds + prefill_share * first_token_seconds
+def _bottleneck(pace: Pace, grouping: Grouping) -> str:
+    """The slowest stage or link, and how many slots would keep it busy."""
+    per = "token" if grouping.rows == 1 else f"step of {grouping.rows}"
+    text = f"{pace.slowest}, {pace.slowest_seconds * 1000:.2f} ms per {per}"
+    if grouping.groups < pace.full_groups:
+        text += f"; {grouping.rows * pace.full_groups} slots would fill the chain"
+    return text
+
+
+def _unsupported(stages: tuple[Stage, ...]) -> tuple[str, ...]:
+    """What the runtime cannot do yet, by name."""
+    is_split = len(stages) > 1 and stages[0].device == stages[-1].device
+    return ("two stages on the source",) if is_split else ()
 
 
 def _check(what: str, value: int, least: int, most: int | None, limit: str) -> None:
@@ -177,69 +230,3 @@ def _check(what: str, value: int, least: int, most: int | None, limit: str) -> N
         raise InputError(f"{what} {value} is too small; give at least {least}")
     if most is not None and value > most:
         raise InputError(f"{what} {value} is more than {limit}, {most}; give at most {most}")
-
-
-def _stages(costs: CostTable, spans: tuple[Span, ...]) -> tuple[Stage, ...]:
-    stages = []
-    for span, following in itertools.zip_longest(spans, spans[1:]):
-        device = costs.devices[span.device]
-        provider = device.providers[span.provider]
-        units = slice(span.start, span.stop)
-        hop, busy, prefill_hop = _hop(costs, span, following)
-        stages.append(
-            Stage(
-                device=device.name,
-                provider=provider.provider,
-                start=span.start,
-                stop=span.stop,
-                decode_seconds=device.step_overhead_seconds + sum(provider.decode_seconds[units]),
-                prefill_seconds=device.step_overhead_seconds + sum(provider.prefill_seconds[units]),
-                hop_seconds=hop,
-                hop_busy_seconds=busy,
-                prefill_hop_seconds=prefill_hop,
-                memory=stage_memory(costs, span.device, span.provider, span.start, span.stop),
-            )
-        )
-    return tuple(stages)
-
-
-def _hop(costs: CostTable, span: Span, following: Span | None) -> tuple[float, float, float]:
-    """Seconds from a span to the next, or back: a token's, the part that is busy, the prompt's."""
-    if following is None:
-        back = float(costs.return_seconds[span.device])
-        return back, 0.0, back
-    tables = (costs.hop_seconds, costs.hop_busy_seconds, costs.prefill_hop_seconds)
-    hop, busy, prefill = (float(table[span.device, following.device]) for table in tables)
-    return hop, busy, prefill
-
-
-def _prefill_seconds(costs: CostTable, spans: tuple[Span, ...], stages: tuple[Stage, ...]) -> float:
-    """From the first stage's start to the first token's arrival at the source."""
-    compute = sum(stage.prefill_seconds for stage in stages)
-    pairs = itertools.pairwise(spans)
-    hops = sum(float(costs.prefill_hop_seconds[a.device, b.device]) for a, b in pairs)
-    return compute + hops + float(costs.return_seconds[spans[-1].device])
-
-
-def _busiest(
-    costs: CostTable, spans: tuple[Span, ...], stages: tuple[Stage, ...]
-) -> tuple[float, str]:
-    """Seconds of the slowest stage or link for one token, and its name."""
-    decode_share, prefill_share = costs.workload.shares
-    found = [
-        (
-            decode_share * stage.decode_seconds + prefill_share * stage.prefill_seconds,
-            f"stage {index} on {stage.device}",
-        )
-        for index, stage in enumerate(stages)
-    ]
-    busy = costs.busy_seconds
-    found += [
-        (
-            float(busy[left.device, right.device]),
-            f"link {costs.devices[left.device].name} -> {costs.devices[right.device].name}",
-        )
-        for left, right in itertools.pairwise(spans)
-    ]
-    seconds, name = max(found, key=lambda pair: pair[0])
-    return seconds, f"{name}, {seconds * 1000:.2f} ms per token"

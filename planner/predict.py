@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from edgeshard.planner.costs import CostTable
-from edgeshard.planner.partition import Span
+from edgeshard.planner.hosts import Span
 
 
 def stage_seconds(costs: CostTable, span: Span) -> float:

@@ -23,14 +23,18 @@ def shortage(costs: CostTable) -> str:
     workload = costs.workload
     asked = f"context {workload.context} x {workload.slots} slots"
     source = costs.devices[costs.source].name
-    first = _least(costs, costs.source, 0, 1)
+    needed = [costs.unit_names[0]] + [costs.unit_names[-1]] * workload.head_at_source
+    first = _at_source(costs, 1)
     if missing_bytes(first):
         return (
-            f"no plan fits {asked}: source {source} must hold {costs.unit_names[0]} and lacks "
+            f"no plan fits {asked}: source {source} must hold {' and '.join(needed)} and lacks "
             f"{_amount(missing_bytes(first))}: {_parts(first)}; {_next_step(costs, first)}"
         )
     attempt = [
-        (device, _least(costs, device, start, stop)) for device, start, stop in _closest(costs)
+        (device, _at_source(costs, stop))
+        if device == costs.source
+        else (device, _least(costs, device, start, stop))
+        for device, start, stop in _closest(costs)
     ]
     total = sum(missing_bytes(memory) for _, memory in attempt)
     worst, memory = max(attempt, key=lambda pair: missing_bytes(pair[1]))
@@ -44,27 +48,51 @@ def shortage(costs: CostTable) -> str:
     )
 
 
+def _at_source(costs: CostTable, stop: int) -> MemoryUse:
+    """What units `[0, stop)` hold on the source, and the head with them where it is pinned."""
+    head = costs.num_units - 1
+    if not costs.workload.head_at_source:
+        return _least(costs, costs.source, 0, stop)
+    if stop >= head:
+        return _least(costs, costs.source, 0, costs.num_units)
+    one, other = (
+        _least(costs, costs.source, 0, stop),
+        _least(costs, costs.source, head, costs.num_units),
+    )
+    return MemoryUse(
+        baseline_bytes=one.baseline_bytes + other.baseline_bytes,
+        weights_bytes=one.weights_bytes + other.weights_bytes,
+        kv_bytes=one.kv_bytes + other.kv_bytes,
+        workspace_bytes=one.workspace_bytes + other.workspace_bytes,
+        limit_bytes=one.limit_bytes,
+    )
+
+
 def _closest(costs: CostTable) -> tuple[Link, ...]:
     """The chain that lacks the fewest bytes, as far as a short search finds it."""
-    num_places = costs.num_units + 1
+    num_units = costs.num_units - costs.workload.head_at_source
+    num_places = num_units + 1
     stage = np.full((len(costs.devices), num_places, num_places), np.inf)
     allowed = np.triu(np.ones((num_places, num_places), np.bool_), 1)
     for device, place in enumerate(costs.devices):
-        missing = [missing_table(costs, device, index) for index in range(len(place.providers))]
+        tables = [missing_table(costs, device, index) for index in range(len(place.providers))]
+        missing = np.stack(tables).min(axis=0)[:num_places, :num_places]
         rows = slice(0, 1) if device == costs.source else slice(1, None)
-        stage[device, rows] = np.where(allowed, np.stack(missing).min(axis=0), np.inf)[rows]
+        stage[device, rows] = np.where(allowed, missing, np.inf)[rows]
+    stage[costs.source, 0, 1:] = [
+        missing_bytes(_at_source(costs, stop)) for stop in range(1, num_places)
+    ]
     kinds, class_of = np.unique(stage, axis=0, return_inverse=True)
     hop = np.where(np.isfinite(costs.hop_seconds), 0.0, np.inf)
     way_back = np.where(np.isfinite(costs.return_seconds), 0.0, np.inf)
+    if costs.workload.head_at_source:
+        way_back = hop[:, costs.source].copy()
+        way_back[costs.source] = 0.0
     table = DeviceTable(kinds, class_of.ravel(), hop, hop, way_back, costs.source)
     problem, members = group(table)
-    chain = cheapest_chain(problem, SHORT, name_groups(_alone(costs), members)).chain
-    return name_devices(chain or name_groups(_alone(costs), members), members)
-
-
-def _alone(costs: CostTable) -> tuple[Link, ...]:
-    """The source with everything: a chain that lacks bytes but no link."""
-    return ((costs.source, 0, costs.num_units),)
+    alone = ((costs.source, 0, num_units),)  # lacks bytes but no link
+    chain = cheapest_chain(problem, SHORT, name_groups(alone, members)).chain
+    return name_devices(chain or name_groups(alone, members), members)
 
 
 def _least(costs: CostTable, device: int, start: int, stop: int) -> MemoryUse:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from edgeshard.errors import InputError
 from edgeshard.planner import interpolate
-from edgeshard.schemas.common import Activation
+from edgeshard.schemas.common import Activation, Objective
 from edgeshard.schemas.model import ModelManifest
 from edgeshard.schemas.profile import DeviceProfile, UnitProfile
 from edgeshard.schemas.targets import view_for
@@ -29,6 +29,7 @@ class Workload:
         new_tokens: length of the answer; 0: only what one decode step takes counts.
         batch: sequences that one decode step takes together.
         activation: how hidden states travel.
+        head_at_source: the head is a stage of its own on the source, or the source has all units.
     """
 
     context: int
@@ -38,13 +39,17 @@ class Workload:
     new_tokens: int = 0
     batch: int = 1
     activation: Activation = "fp32"
+    head_at_source: bool = False
 
-    @property
-    def shares(self) -> tuple[float, float]:
-        """What decode and prefill count for a token of the answer; its first one is a prefill."""
+    def shares(self, objective: Objective) -> tuple[float, float]:
+        """What a decode step and a prefill count for a token of the answer; its first is a prefill.
+
+        For throughput a step is of `batch` sequences, and each of them brings a prefill along.
+        """
         if not self.new_tokens:
             return 1.0, 0.0
-        return (self.new_tokens - 1) / self.new_tokens, 1 / self.new_tokens
+        num_prefills = self.batch if objective == "throughput" else 1
+        return (self.new_tokens - 1) / self.new_tokens, num_prefills / self.new_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +64,11 @@ class ProviderCosts:
     decode_seconds: tuple[float, ...]
     prefill_seconds: tuple[float, ...]
     weights_bytes: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """What tells it from the device's others."""
+        return self.provider
 
 
 @dataclass(frozen=True, slots=True)

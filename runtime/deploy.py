@@ -127,11 +127,13 @@ def deploy(
 
 
 def num_groups(plan: Plan) -> int:
-    """Micro-batches that keep the slowest stage or link of a plan busy, and no more.
+    """Micro-batches that the plan says; by its times where it does not.
 
     A group comes back after `token_seconds`, and the slowest is done with it after its own part of
-    that; more groups would only make each of them smaller.
+    that; more groups than keep it busy would only make each of them smaller.
     """
+    if plan.groups:
+        return min(plan.slots, plan.groups)
     slowest = max(max(stage.decode_seconds, stage.hop_busy_seconds or 0.0) for stage in plan.stages)
     needed = math.ceil(plan.token_seconds / slowest) if slowest > 0 else 1
     return max(1, min(plan.slots, needed))

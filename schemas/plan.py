@@ -87,8 +87,8 @@ class Certificate(Schema, frozen=True, kw_only=True):
     """How good the plan is for its objective, and how good any plan could be.
 
     Attributes:
-        seconds: what was minimised, of this plan: the time of a token, or of the slowest stage or
-            link.
+        seconds: what was minimised, of this plan: the time of a token, or, for throughput, the time
+            between tokens of all requests together.
         bound_seconds: no plan is better than this; equal to `seconds` where this one is proven to
             be optimal.
     """
@@ -118,8 +118,10 @@ class Plan(Schema, frozen=True, kw_only=True):
         certificate: proof of the objective; None in files of before there was one.
         new_tokens: answer length that the objective weighs prefill by; 0: decode steps alone count.
         batch: sequences that a decode step takes together.
+        groups: of slots that step together, which the rate assumes; 0: not said.
         activation: how hidden states travel between stages.
         accuracy: what that was measured to cost; None: nothing, or it was not measured.
+        head_at_source: no output token leaves the source.
         unsupported: what this plan asks for that the runtime cannot do; it is not deployed then.
         one_device: what one device alone would do, memory aside; best first.
     """
@@ -141,8 +143,10 @@ class Plan(Schema, frozen=True, kw_only=True):
     certificate: Certificate | None = None
     new_tokens: Count = 0
     batch: Positive = 1
+    groups: Count = 0
     activation: Activation = "fp32"
     accuracy: LinkAccuracy | None = None
+    head_at_source: bool = False
     unsupported: tuple[str, ...] = ()
 
     @property

@@ -38,8 +38,13 @@ def plan(
         typer.Option(min=0, help="Answer length, to weigh prefill by; 0: decode steps alone."),
     ] = 0,
     batch: Annotated[
-        int, typer.Option(min=1, help="Sequences that a decode step takes together.")
-    ] = 1,
+        int | None,
+        typer.Option(
+            min=1,
+            help="Sequences that a decode step takes together; for throughput, as many as give the "
+            "highest rate.",
+        ),
+    ] = None,
     activation: Annotated[
         str, typer.Option(help="Hidden states on links: fp32, or rounded to fp16 or int8.")
     ] = "fp32",
@@ -47,6 +52,12 @@ def plan(
         Path | None,
         typer.Option(help="What rounding them costs, as `esc verify --links` wrote it."),
     ] = None,
+    head_at_source: Annotated[
+        bool,
+        typer.Option(
+            "--head-at-source", help="No output token leaves the source: it has the head."
+        ),
+    ] = False,
     method: Annotated[
         str | None, typer.Option(help="Plan by a baseline of the paper, by its name.")
     ] = None,
@@ -105,6 +116,7 @@ def plan(
         cast("Activation", activation),
         cast("Method | None", method),
         None if accuracy is None else _accuracy(accuracy, blob),
+        head_at_source,
     )
     if what_if:
         before, after = wishes.plan(measured), wishes.plan(changed_profile(measured, what_if))
@@ -138,10 +150,11 @@ class Wishes:
     slots: int
     prompt_tokens: int
     new_tokens: int = 0
-    batch: int = 1
+    batch: int | None = None
     activation: Activation = "fp32"
     method: Method | None = None
     accuracy: Accuracy | None = None
+    head_at_source: bool = False
 
     def plan(self, profile: Profile) -> Plan:
         """The plan for a profile."""
@@ -160,6 +173,7 @@ class Wishes:
             new_tokens=self.new_tokens,
             batch=self.batch,
             activation=self.activation,
+            head_at_source=self.head_at_source,
         )
         if self.accuracy is None or self.activation == "fp32":
             return made

@@ -37,7 +37,7 @@ def simulate(
     ),
     groups: Annotated[
         int | None,
-        typer.Option(min=1, help="Of slots that step together; default: each slot alone."),
+        typer.Option(min=1, help="Of slots that step together; default: the plan's."),
     ] = None,
     row_cost: Annotated[
         float,
@@ -91,7 +91,7 @@ def simulate(
         window=len(made.stages),
         max_waiting=requests,
         in_rounds=bubbles,
-        num_groups=groups,
+        num_groups=groups or (made.groups or None if made.batch > 1 else None),
     )
     options = Options(
         transfers=cast("Transfers", transfers),

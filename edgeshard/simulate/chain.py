@@ -2,8 +2,9 @@
 
 source ─entry─► stage 0 ─hop─► stage 1 ─hop─► … ─► last stage ─hop─► source
 
-compute of n positions   decode_seconds for a token's step; prompt_seconds · n / prompt_tokens
-                         for a part of a prompt, and never less than a token's step
+compute of n positions   decode_seconds for a step of the chain's rows, others by the row cost;
+                         prompt_seconds · n / prompt_tokens for a part of a prompt, and never less
+                         than a token's step
 busy of n positions      straight through the two known points, one position and a whole prompt
 """
 
@@ -14,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from edgeshard.planner.costs import CostTable
-from edgeshard.planner.partition import Span
+from edgeshard.planner.hosts import Span
 from edgeshard.planner.predict import stage_seconds
 from edgeshard.schemas.plan import Plan, Stage
 
@@ -59,19 +60,31 @@ class SimulatedChain:
     Attributes:
         entry_seconds: from the coordinator to stage 0.
         prompt_tokens: length of the prompt that `prompt_seconds` are of.
+        rows: sequences of the decode step that `decode_seconds` are of.
     """
 
     source: str
     entry_seconds: float
     prompt_tokens: int
     stages: tuple[SimulatedStage, ...]
+    rows: int = 1
 
-    def compute_seconds(self, stage: int, num_positions: int, *, is_prompt: bool) -> float:
-        """Seconds that a stage computes a step."""
+    def compute_seconds(
+        self, stage: int, num_positions: int, *, is_prompt: bool, row_cost: float = 1.0
+    ) -> float:
+        """Seconds that a stage computes a step.
+
+        Args:
+            stage: its index.
+            num_positions: of the step; one for each row of a decode step.
+            is_prompt: whether they are part of one sequence's prompt.
+            row_cost: what each row after the first adds, as a share of what it takes alone.
+        """
         times = self.stages[stage]
+        alone = times.decode_seconds / (1 + row_cost * (self.rows - 1))
         if not is_prompt:
-            return times.decode_seconds
-        return max(times.decode_seconds, times.prompt_seconds * num_positions / self.prompt_tokens)
+            return alone * (1 + row_cost * (num_positions - 1))
+        return max(alone, times.prompt_seconds * num_positions / self.prompt_tokens)
 
     def target(self, stage: int) -> str:
         """The device that a stage sends to."""
@@ -94,10 +107,11 @@ def chain_of_plan(plan: Plan) -> SimulatedChain:
                 device=stage.device,
                 decode_seconds=stage.decode_seconds,
                 prompt_seconds=stage.prefill_seconds,
-                hop=_hop_of_stage(stage, plan.prompt_tokens),
+                hop=_hop_of_stage(stage, plan.prompt_tokens, plan.batch),
             )
             for stage in plan.stages
         ),
+        rows=plan.batch,
     )
 
 
@@ -114,7 +128,8 @@ def chain_of_spans(costs: CostTable, spans: Sequence[Span]) -> SimulatedChain:
                 table[span.device][following.device]
                 for table in (costs.hop_seconds, costs.hop_busy_seconds, costs.prefill_hop_seconds)
             )
-            hop = _hop(token, busy, prompt, costs.workload.prompt_tokens)
+            workload = costs.workload
+            hop = _hop(token, busy, prompt, workload.prompt_tokens, workload.batch)
         stages.append(
             SimulatedStage(
                 device=device.name,
@@ -128,16 +143,19 @@ def chain_of_spans(costs: CostTable, spans: Sequence[Span]) -> SimulatedChain:
         entry_seconds=costs.entry_seconds,
         prompt_tokens=costs.workload.prompt_tokens,
         stages=tuple(stages),
+        rows=costs.workload.batch,
     )
 
 
-def _hop_of_stage(stage: Stage, prompt_tokens: int) -> Hop:
+def _hop_of_stage(stage: Stage, prompt_tokens: int, rows: int) -> Hop:
     token = stage.hop_seconds
     busy = token if stage.hop_busy_seconds is None else stage.hop_busy_seconds
     prompt = token if stage.prefill_hop_seconds is None else stage.prefill_hop_seconds
-    return _hop(token, busy, prompt, prompt_tokens)
+    return _hop(token, busy, prompt, prompt_tokens, rows)
 
 
-def _hop(token: float, busy: float, prompt: float, prompt_tokens: int) -> Hop:
-    each = (prompt - token) / (prompt_tokens - 1) if prompt_tokens > 1 else busy
-    return Hop(max(0.0, token - busy), busy, max(0.0, each))
+def _hop(token: float, busy: float, prompt: float, prompt_tokens: int, rows: int) -> Hop:
+    """The hop of a decode step of `rows` and of a prompt; each row has a position in the frame."""
+    latency, one = token - busy, busy / rows
+    each = (prompt - latency - one) / (prompt_tokens - 1) if prompt_tokens > 1 else one
+    return Hop(max(0.0, latency), one, max(0.0, each))

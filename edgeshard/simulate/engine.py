@@ -224,8 +224,11 @@ class _World:
         while True:
             step: _Step = yield self._inbox[index].get()
             seconds = self._chain.compute_seconds(
-                index, step.num_positions, is_prompt=step.is_prompt
-            ) * (1 + self._row_cost * (len(step.rows) - 1))
+                index,
+                step.num_positions,
+                is_prompt=step.is_prompt,
+                row_cost=self._row_cost,
+            )
             with self._devices[device].request() as turn:
                 yield turn
                 start = self.env.now

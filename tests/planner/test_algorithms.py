@@ -11,8 +11,9 @@ from edgeshard.errors import PlanError
 from edgeshard.planner.algorithm1 import algorithm1
 from edgeshard.planner.algorithm2 import MAX_DEVICES, algorithm2
 from edgeshard.planner.costs import CostTable, build_costs
+from edgeshard.planner.hosts import Span
 from edgeshard.planner.layers import layer_table
-from edgeshard.planner.partition import Span, best_partition
+from edgeshard.planner.partition import best_partition
 from edgeshard.planner.predict import bottleneck_seconds, latency_seconds
 from edgeshard.planner.units import Workload
 from edgeshard.schemas.model import KvSpec

@@ -9,7 +9,8 @@ import pytest
 from edgeshard.errors import PlanError
 from edgeshard.planner.baselines import Method, baseline, only
 from edgeshard.planner.costs import CostTable, build_costs
-from edgeshard.planner.partition import Span, best_partition
+from edgeshard.planner.hosts import Span
+from edgeshard.planner.partition import best_partition
 from edgeshard.planner.predict import bottleneck_seconds, latency_seconds
 from edgeshard.planner.units import Workload
 from edgeshard.schemas.common import Objective

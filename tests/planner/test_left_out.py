@@ -33,14 +33,14 @@ def test_a_slower_device_is_left_out_with_both_figures() -> None:
 def test_throughput_speaks_of_the_slowest_stage() -> None:
     profile = make_profile([make_device("a", FAST), make_device("b", SLOW)])
     assert reasons(profile, "throughput")["b"] == (
-        "with it the slowest stage or link takes 100.00 ms at best, without it 60.00 ms"
+        "with it a token, with all slots in use, takes 100.00 ms at best, without it 60.00 ms"
     )
 
 
 def test_a_device_that_changes_nothing_would_not_help() -> None:
     devices = [make_device("a", SLOW), make_device("b", FAST), make_device("c", FAST)]
     assert reasons(make_profile(devices), "throughput")["c"] == (
-        "it would not help: the slowest stage or link takes 100.00 ms with it too"
+        "it would not help: a token, with all slots in use, takes 100.00 ms with it too"
     )
 
 

@@ -7,8 +7,9 @@ from hypothesis import given, settings
 
 from edgeshard.errors import PlanError
 from edgeshard.planner.costs import CostTable, build_costs
+from edgeshard.planner.hosts import Span
 from edgeshard.planner.memory import missing_bytes, stage_memory
-from edgeshard.planner.partition import Partition, Span, best_partition
+from edgeshard.planner.partition import Partition, best_partition
 from edgeshard.planner.units import Workload
 from edgeshard.schemas.common import Objective
 from edgeshard.schemas.model import ModelManifest

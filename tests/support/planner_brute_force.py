@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -28,30 +28,48 @@ class Chain:
 
 
 def every_chain(
-    model: ModelManifest, profile: Profile, source: str, context: int, slots: int
+    model: ModelManifest,
+    profile: Profile,
+    source: str,
+    context: int,
+    slots: int,
+    head_at_source: bool = False,
 ) -> Iterator[Chain]:
-    num_units = len(model.units)
     devices = {device.name: device for device in profile.devices}
+    for names, spans in _every_cut(len(model.units), list(devices), source, head_at_source):
+        for providers in itertools.product(*(devices[name].providers for name in names)):
+            seconds: defaultdict[str, float] = defaultdict(float)
+            held: defaultdict[str, int] = defaultdict(int)
+            for name, provider, span in zip(names, providers, spans, strict=True):
+                stage = _stage(model, devices[name], provider, span, context, slots, source)
+                seconds[name] += stage[0]
+                held[name] += stage[1]
+            hops = _hops(model, profile, names)
+            latency = sum(seconds.values()) + sum(hop for hop, _ in hops)
+            if math.isfinite(latency):
+                yield Chain(
+                    names,
+                    latency,
+                    max([*seconds.values(), *(busy for _, busy in hops)]),
+                    sum(max(0, held[name] - devices[name].memory_bytes) for name in held),
+                )
+
+
+def _every_cut(
+    num_units: int, devices: list[str], source: str, head_at_source: bool
+) -> Iterator[tuple[tuple[str, ...], list[tuple[int, int]]]]:
+    """Devices in order, and the units of each; the source comes twice where it has the head."""
     others = [name for name in devices if name != source]
     for num_others in range(len(others) + 1):
         for order in itertools.permutations(others, num_others):
-            names = (source, *order)
-            for cuts in itertools.combinations(range(1, num_units), num_others):
-                spans = list(itertools.pairwise((0, *cuts, num_units)))
-                for providers in itertools.product(*(devices[name].providers for name in names)):
-                    stages = [
-                        _stage(model, devices[name], provider, span, context, slots, source)
-                        for name, provider, span in zip(names, providers, spans, strict=True)
-                    ]
-                    hops = _hops(model, profile, names)
-                    latency = sum(seconds for seconds, _ in stages) + sum(hop for hop, _ in hops)
-                    if math.isfinite(latency):
-                        yield Chain(
-                            names,
-                            latency,
-                            max([seconds for seconds, _ in stages] + [busy for _, busy in hops]),
-                            sum(missing for _, missing in stages),
-                        )
+            is_split = head_at_source and num_others > 0
+            stop = num_units - is_split
+            for cuts in itertools.combinations(range(1, stop), num_others):
+                spans = list(itertools.pairwise((0, *cuts, stop)))
+                if is_split:
+                    yield (source, *order, source), [*spans, (stop, num_units)]
+                else:
+                    yield (source, *order), spans
 
 
 def best_latency(chains: list[Chain]) -> float:
@@ -74,7 +92,7 @@ def _stage(
     slots: int,
     source: str,
 ) -> tuple[float, int]:
-    """Seconds and missing bytes of a stage; infinite where the provider is not fully measured."""
+    """Seconds and bytes of a stage; infinite where the provider is not fully measured."""
     profiles: dict[str, UnitProfile] = {
         unit.structure: unit for unit in device.units if unit.provider == provider
     }
@@ -93,7 +111,7 @@ def _stage(
             held += model.kv.bytes_per_token() * context * slots
         users.update((blob.digest, blob.size_bytes) for blob in unit.weights)
     held -= sum((count - 1) * size_bytes for (_, size_bytes), count in users.items())
-    return seconds, max(0, held - device.memory_bytes)
+    return seconds, held
 
 
 def _hops(
