@@ -51,9 +51,20 @@ class JsonLines(logging.Formatter):
         return msgspec.json.encode(line).decode()
 
 
+class StandardError(logging.Handler):
+    """Writes to what standard error is at that moment, which a program around us may replace."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line."""
+        try:
+            print(self.format(record), file=sys.stderr, flush=True)
+        except (OSError, ValueError):  # it is closed: nobody reads
+            self.handleError(record)
+
+
 def set_up(process: str, **always: Field) -> None:
     """Log from now on, for a process that is ours from start to end."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = StandardError()
     is_json = os.environ.get(VARIABLE) == JSON
     if is_json:
         handler.setFormatter(JsonLines(process, **always))

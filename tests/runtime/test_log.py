@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 from collections.abc import Iterator
@@ -62,3 +63,18 @@ def test_why_a_request_failed_is_not_repeated(
     assert (ended["request"], ended["outcome"], ended["tokens"]) == (7, "stop", 3)
     assert (failed["request"], failed["kind"]) == (8, "InputError")
     assert "hello" not in text
+
+
+def test_lines_go_to_the_standard_error_of_the_moment(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A command that ran within a test once left a handler that wrote to its closed stream."""
+    closed = io.StringIO()
+    monkeypatch.setattr("sys.stderr", closed)
+    log.set_up("agent")
+    monkeypatch.undo()
+    closed.close()
+
+    log.warn("message.refused", "said later")
+
+    assert capsys.readouterr().err == "said later\n"
