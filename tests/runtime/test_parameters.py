@@ -101,7 +101,10 @@ def test_options_and_parameters_have_the_same_names() -> None:
     ],
 )
 def test_what_can_be_is_taken(options: Mapping[str, object]) -> None:
-    check(parameters_of(options), vocab_size=10)
+    parameters = parameters_of(options)
+    check(parameters, vocab_size=10)  # raises nothing
+
+    assert all(getattr(parameters, name) == value for name, value in options.items())
 
 
 def test_token_ids_end_where_the_vocabulary_does() -> None:
