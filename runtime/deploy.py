@@ -23,6 +23,7 @@ from edgeshard.runtime import control
 from edgeshard.runtime.agent_client import AgentClient
 from edgeshard.runtime.channel import KeyPair, Network
 from edgeshard.runtime.machine import cluster_digest
+from edgeshard.runtime.schedule_limits import MIN_CHUNK_TOKENS
 from edgeshard.schemas.cluster import Cluster
 from edgeshard.schemas.common import Activation, Blob, Target
 from edgeshard.schemas.model import ModelManifest
@@ -93,6 +94,7 @@ def deploy(
     on_progress: Callable[[DeployProgress], None] = lambda progress: None,
     drain_seconds: float = 0.0,
     silence_seconds: float = 30.0,
+    chunk_tokens: int = CHUNK_TOKENS,
 ) -> Deployment:
     """Deploy a plan.
 
@@ -107,19 +109,26 @@ def deploy(
         on_progress: told what happens; called from several threads.
         drain_seconds: how long requests of an earlier deployment may take to finish.
         silence_seconds: how long a step may take before it counts as lost.
+        chunk_tokens: prompt positions of a step at most. Small chunks let tokens of other requests
+            pass in between; large ones read the weights less often.
 
     Raises:
-        InputError: plan, model and cluster do not fit together.
+        InputError: plan, model and cluster do not fit together, or chunks are too small.
         LinkError: an agent does not answer.
         DeviceError: a device refused its stage, or the chain did not start.
         ArtifactError: a blob is missing or changed.
     """
     _check(plan, model, cluster)
+    if chunk_tokens < MIN_CHUNK_TOKENS:
+        raise InputError(
+            f"chunk_tokens is {chunk_tokens}, at least {MIN_CHUNK_TOKENS}: one token alone is "
+            "rounded in another way than several"
+        )
     shards = [
         fuse_stage(store, view_for(manifest, stage.provider), model, stage.start, stage.stop)
         for stage in plan.stages
     ]
-    crew = _Crew(plan, cluster, keys, on_progress)
+    crew = _Crew(plan, cluster, keys, on_progress, chunk_tokens)
     try:
         return crew.deploy(store, manifest, model, shards, drain_seconds, silence_seconds)
     finally:
@@ -167,8 +176,10 @@ class _Crew:
         cluster: Cluster,
         keys: KeyPair,
         on_progress: Callable[[DeployProgress], None],
+        chunk_tokens: int,
     ) -> None:
         self._plan = plan
+        self._chunk_tokens = max(MIN_CHUNK_TOKENS, min(chunk_tokens, plan.context))
         self._cluster = cluster
         self._progress = on_progress
         self._cancelled = threading.Event()
@@ -265,7 +276,7 @@ class _Crew:
             following=plan.source if is_last else self._names[index + 1],
             context=plan.context,
             slots=plan.slots,
-            chunk_tokens=min(CHUNK_TOKENS, max(plan.context, 3)),
+            chunk_tokens=self._chunk_tokens,
             predicted_bytes=stage.memory.total_bytes,
             takes="fp32" if index == 0 else plan.links[index - 1],
             gives="fp32" if is_last else plan.links[index],
@@ -321,7 +332,7 @@ class _Crew:
             devices=tuple(self._names),
             context=self._plan.context,
             slots=self._plan.slots,
-            chunk_tokens=min(CHUNK_TOKENS, max(self._plan.context, 3)),
+            chunk_tokens=self._chunk_tokens,
             num_groups=num_groups(self._plan),
             silence_seconds=silence_seconds,
             is_mixed=is_mixed,

@@ -21,6 +21,13 @@ def deploy(
         float,
         typer.Option(min=0, help="Seconds that requests of what runs now may take to finish."),
     ] = 0.0,
+    chunk_tokens: Annotated[
+        int,
+        typer.Option(
+            min=3,
+            help="Prompt positions of a step: fewer slow other answers less, more are faster.",
+        ),
+    ] = 512,
 ) -> None:
     """Send each device what it lacks, load every stage and start serving.
 
@@ -46,6 +53,7 @@ def deploy(
         fuse,
         on_progress=Narrator(),
         drain_seconds=drain,
+        chunk_tokens=chunk_tokens,
     )
     for index, stage in enumerate(deployment.stages):
         typer.echo(

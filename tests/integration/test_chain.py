@@ -278,6 +278,21 @@ def test_a_second_deploy_sends_nothing_and_serves_again(chain: LocalCluster) -> 
         )
 
 
+def test_a_prompt_goes_in_chunks_of_the_size_that_was_deployed(chain: LocalCluster) -> None:
+    deploy_double(chain, chunk_tokens=4)
+    with connect(chain) as client:
+        result = client.generate("chunks of four!", raw=True, max_tokens=5, trace=True).finish()
+    assert list(result.token_ids) == expected(b"chunks of four!", 5)
+    assert result.trace is not None
+    steps = [step for step in token_times(result.trace) if not step.is_decode]
+    assert [step.num_tokens for step in steps] == [4, 4, 4, 3]
+
+
+def test_chunks_that_could_leave_a_single_token_are_refused(chain: LocalCluster) -> None:
+    with pytest.raises(InputError, match="chunk_tokens is 2, at least 3"):
+        deploy_double(chain, chunk_tokens=2)
+
+
 def test_idle_devices_profile_and_measure_their_links(chain: LocalCluster) -> None:
     devices = chain.cluster.devices
     said: list[str] = []

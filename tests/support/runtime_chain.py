@@ -69,6 +69,7 @@ def deploy_double(
     context: int = CONTEXT,
     silence_seconds: float = 30.0,
     activation: Activation = "fp32",
+    chunk_tokens: int = 512,
 ) -> Deployment:
     store = Store(cluster.folder / "operator-store")
     manifest, model = put_model(store)
@@ -84,6 +85,7 @@ def deploy_double(
         cluster.keys,
         fuse_double,
         silence_seconds=silence_seconds,
+        chunk_tokens=chunk_tokens,
     )
 
 

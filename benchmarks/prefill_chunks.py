@@ -1,0 +1,167 @@
+"""A 2,000-token prompt over two stages of a core each, by the size of its chunks.
+
+    python -m benchmarks.prefill_chunks --store store --model int4 --work work --json chunks.json
+
+A chain for each size, its workers pinned; all of them wait while one is measured, in turns. First
+the prompt alone; then beside another request that decodes: the prompt's time to first token, and
+what a token of the other one takes meanwhile, to what it took right before. Everything is a ratio
+to the largest size, with which the prompt goes as one chunk. Every prompt is another one, so that
+no prefix of an earlier one is reused.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import itertools
+import json
+import random
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from benchmarks.chains import chain, pin, spread
+from edgeshard.artifacts.store import Store
+from edgeshard.runtime.client import AsyncClient
+from edgeshard.runtime.local import LocalCluster
+
+WORDS = (
+    "river",
+    "town",
+    "and",
+    "the",
+    "of",
+    "in",
+    "to",
+    "is",
+    "was",
+    "for",
+    "with",
+    "on",
+    "at",
+    "by",
+)
+PROMPT_TOKENS = 2000
+CONTEXT = 4096
+BESIDE_TOKENS = CONTEXT - 512  # more than it can get to; it is cancelled
+ALONE_TOKENS = 60  # of the other request, measured before the prompt comes
+
+
+@dataclass(frozen=True)
+class Round:
+    """Seconds; `alone` is the prompt by itself.
+
+    Attributes:
+        slowdown: of the other request's tokens while the prompt is read.
+    """
+
+    alone_seconds: float
+    beside_seconds: float
+    slowdown: float
+    token_ms: float
+    prompt_tokens: int
+
+
+def prompt_of(number: int) -> str:
+    """Words that are a token each, in another order for each number."""
+    generator = random.Random(number)
+    return " ".join(generator.choices(WORDS, k=PROMPT_TOKENS))
+
+
+async def first_token(client: AsyncClient, prompt: str) -> tuple[float, int]:
+    """Time to first token, and the prompt's tokens."""
+    async with client.generate(prompt, raw=True, max_tokens=1, ignore_eos=True) as generation:
+        result = await generation.finish()
+    if result.kept_tokens:
+        raise SystemExit(f"{result.kept_tokens} tokens of the prompt were reused")
+    return result.first_token_seconds, result.prompt_tokens
+
+
+async def one_round(local: LocalCluster, numbers: Iterator[int]) -> Round:
+    """The prompt alone, then beside another request."""
+    async with AsyncClient.connect(local.cluster_path, local.key_path) as client:
+        alone, length = await first_token(client, prompt_of(next(numbers)))
+        times: list[float] = []
+
+        async def decode() -> None:
+            async with client.generate(
+                f"{next(numbers)} and a town", raw=True, max_tokens=BESIDE_TOKENS, ignore_eos=True
+            ) as generation:
+                async for _ in generation:
+                    times.append(time.perf_counter())
+
+        other = asyncio.create_task(decode())
+        while len(times) <= ALONE_TOKENS:
+            await asyncio.sleep(0.05)
+        before = (times[-1] - times[8]) / (len(times) - 9)
+        started, count = time.perf_counter(), len(times)
+        beside, _ = await first_token(client, prompt_of(next(numbers)))
+        during = [at for at in times[count - 1 :] if at <= started + beside]
+        other.cancel()
+        await asyncio.gather(other, return_exceptions=True)
+    # A pause longer than the whole prompt counts as the one token that it delayed.
+    meanwhile = (during[-1] - during[0]) / (len(during) - 1) if len(during) > 1 else beside
+    return Round(alone, beside, meanwhile / before, before * 1e3, length)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--store", type=Path, required=True)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--work", type=Path, required=True, help="folder on the store's disk")
+    parser.add_argument("--cut", type=int, required=True, help="first unit of the second stage")
+    parser.add_argument("--chunks", type=int, nargs="+", default=[2048, 512, 256, 64, 16, 8, 4])
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--json", type=Path)
+    chosen = parser.parse_args()
+    store, sizes = Store(chosen.store), sorted(chosen.chunks, reverse=True)
+    numbers = itertools.count()
+    found: dict[int, list[Round]] = {size: [] for size in sizes}
+    with contextlib.ExitStack() as stack:
+        locals_: dict[int, LocalCluster] = {}
+        for size in sizes:
+            running = stack.enter_context(
+                chain(
+                    chosen.work / f"chunks-{size}",
+                    store,
+                    chosen.model,
+                    (chosen.cut,),
+                    threads=1,
+                    chunk_tokens=size,
+                    context=CONTEXT,
+                    slots=2,
+                    groups=2,
+                )
+            )
+            locals_[size] = running.local
+            for core, worker in enumerate(running.workers):
+                pin(worker, core)
+        for number in range(chosen.rounds):
+            for size in sizes:
+                found[size].append(asyncio.run(one_round(locals_[size], numbers)))
+                print(f"round {number + 1}, chunks of {size}:", asdict(found[size][-1]), flush=True)
+    whole = found[sizes[0]]
+    print(f"prompt of {whole[0].prompt_tokens} tokens; ms of a token alone: ", end="")
+    print(spread([one.token_ms for one in whole]))
+    print("| chunk | alone, s | to unchunked | beside, s | to unchunked alone | slowdown |")
+    print("| --: | --- | --- | --- | --- | --- |")
+    for size in sizes:
+        rows = found[size]
+        alone = [a.alone_seconds / b.alone_seconds for a, b in zip(rows, whole, strict=True)]
+        beside = [a.beside_seconds / b.alone_seconds for a, b in zip(rows, whole, strict=True)]
+        print(
+            f"| {size} | {statistics.median(r.alone_seconds for r in rows):.2f} | {spread(alone)} "
+            f"| {statistics.median(r.beside_seconds for r in rows):.2f} | {spread(beside)} "
+            f"| {spread([one.slowdown for one in rows], 1)} |"
+        )
+    if chosen.json:
+        plain = {size: [asdict(one) for one in rows] for size, rows in found.items()}
+        chosen.json.write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
