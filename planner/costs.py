@@ -133,23 +133,23 @@ def build_costs(
         known = ", ".join(names) or "none"
         raise InputError(f"source {source} is not in the profile, which has {known}")
     latency, rate = _links(profile)
+    owner = profile.devices[names.index(source)]
+    at_source = provider_costs(model, owner, workload, 0)
+    if not at_source:  # before the others are looked at: there may be many
+        raise PlanError(f"source {source}: {unmeasured(model, owner, workload, 0)}")
     devices: list[DeviceCosts] = []
     left_out: list[LeftOut] = []
     usable: list[int] = []
     for index, device in enumerate(profile.devices):
-        first_unit = 0 if device.name == source else 1
-        providers = provider_costs(model, device, workload, first_unit)
+        is_source = device is owner
+        providers = at_source if is_source else provider_costs(model, device, workload, 1)
         if providers:
             usable.append(index)
             devices.append(_device(device, providers, float(latency[index, index])))
         else:
-            reason = unmeasured(model, device, workload, first_unit)
+            reason = unmeasured(model, device, workload, 1)
             left_out.append(LeftOut(device=device.name, reason=reason))
-    places = [device.name for device in devices]
-    if source not in places:
-        reason = next(left.reason for left in left_out if left.device == source)
-        raise PlanError(f"source {source}: {reason}")
-    place = places.index(source)
+    place = usable.index(names.index(source))
     frame_bytes = state_bytes(model.hidden_size, workload.activation)
     decode_bytes = frame_bytes * workload.batch + HEADER_BYTES
     prefill_bytes = frame_bytes * workload.prompt_tokens + HEADER_BYTES

@@ -7,6 +7,7 @@ may get were measured with it, for the target that it runs and the model's preci
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from edgeshard.errors import InputError
@@ -96,9 +97,13 @@ def provider_costs(
         view = _view(model, workload, provider)
         if view is None:
             continue
-        blobs = tuple(_blob_bytes(view, index) for index in range(len(view.units)))
-        costs = _unit_costs(view, device, workload, provider)
-        if all(_is_measured(cost) for cost in costs[first_unit:]):
+        costs = []
+        for index, cost in enumerate(_unit_costs(view, device, workload, provider)):
+            if index >= first_unit and not _is_measured(cost):
+                break
+            costs.append(cost)
+        else:
+            blobs = tuple(_blob_bytes(view, index) for index in range(len(view.units)))
             found.append(
                 ProviderCosts(
                     provider=provider,
@@ -163,15 +168,22 @@ def _view(model: ModelManifest, workload: Workload, provider: str) -> ModelManif
 
 def _unit_costs(
     model: ModelManifest, device: DeviceProfile, workload: Workload, provider: str
-) -> list[tuple[float, float, int]]:
-    """Decode seconds, prefill seconds and resident bytes of each unit."""
+) -> Iterator[tuple[float, float, int]]:
+    """Decode seconds, prefill seconds and resident bytes of each unit, as far as they are read."""
     wanted = (provider, model.target, model.precision)
     by_structure = {
-        unit.structure: _unit_cost(unit, workload)
+        unit.structure: unit
         for unit in device.units
         if (unit.provider, unit.target, unit.precision) == wanted
     }
-    return [by_structure.get(unit.structure, (math.inf, math.inf, 0)) for unit in model.units]
+    known: dict[str, tuple[float, float, int]] = {}
+    for structure in (unit.structure for unit in model.units):
+        if structure not in known:
+            measured = by_structure.get(structure)
+            known[structure] = (
+                (math.inf, math.inf, 0) if measured is None else _unit_cost(measured, workload)
+            )
+        yield known[structure]
 
 
 def _unit_cost(unit: UnitProfile, workload: Workload) -> tuple[float, float, int]:

@@ -9,6 +9,7 @@ from edgeshard.planner.cheapest import Effort
 from edgeshard.planner.groups import DeviceTable
 from edgeshard.planner.paced import best_paced
 from support.chain_problems import every_chain, linear_stage, random_table, slowest_of, sum_of
+from support.referee import best_by_milp
 
 ENTRY = 0.125
 
@@ -34,6 +35,15 @@ def test_the_interval_equals_the_best_of_every_chain(seed: int, groups: int) -> 
     assert found.bound == found.seconds
     if found.chain is not None:
         assert interval(table, found.chain, groups) == pytest.approx(found.seconds, rel=1e-8)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_interval_equals_a_milp(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    table = random_table(generator, 8, [2, 2, 1], 0.3, 1.5)
+    found = best_paced(table, ENTRY, 3, Effort())
+    expected = best_by_milp(table, False, groups=3, entry_seconds=ENTRY).seconds
+    assert found.seconds == found.bound == pytest.approx(expected)
 
 
 def two_ways() -> DeviceTable:

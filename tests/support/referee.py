@@ -26,8 +26,17 @@ class Verdict:
     seconds: float | None
 
 
-def best_by_milp(table: DeviceTable, is_latency: bool, limit_seconds: float = 120.0) -> Verdict:
-    """The smallest sum, or the smallest slowest stage or link."""
+def best_by_milp(
+    table: DeviceTable,
+    is_latency: bool,
+    limit_seconds: float = 120.0,
+    groups: int | None = None,
+    entry_seconds: float = 0.0,
+) -> Verdict:
+    """The smallest sum, or the smallest slowest stage or link.
+
+    With `groups`, the latter is at least the sum, with `entry_seconds` more, over the groups.
+    """
     num_devices, num_units = len(table.hop), table.stage.shape[1] - 1
     stages = [
         (d, i, j)
@@ -69,6 +78,10 @@ def best_by_milp(table: DeviceTable, is_latency: bool, limit_seconds: float = 12
             rows[key][slowest] = 1.0
             low[key], high[key] = 0.0, np.inf
     low["once", table.source] = 1.0
+    if groups is not None:
+        ways = np.flatnonzero(cost)
+        rows["way"] = {int(column): -float(cost[column]) for column in ways} | {slowest: groups}
+        low["way"], high["way"] = entry_seconds, np.inf
     if not is_latency:
         cost = np.zeros(slowest + 1)
         cost[slowest] = 1.0
