@@ -22,6 +22,7 @@ from edgeshard.compiler.gguf_families import (
     settings,
     tensor_names,
 )
+from edgeshard.compiler.gguf_tokenizer import gguf_tokenizer
 from edgeshard.compiler.stored import read_rows, widen
 from edgeshard.errors import InputError
 
@@ -172,8 +173,14 @@ class GgufCheckpoint:
 
     def tokenizer(self) -> transformers.PreTrainedTokenizerBase | None:
         """See `Checkpoint.tokenizer`."""
-        if "tokenizer.ggml.model" not in self._reader.fields:
+        fields = self._reader.fields
+        if "tokenizer.ggml.model" not in fields:
             return None
-        return transformers.AutoTokenizer.from_pretrained(
-            self.path.parent, gguf_file=self.path.name
-        )
+        said = {name: fields[name].contents() for name in fields if name.startswith("tokenizer.")}
+        num_tokens = len(said.get("tokenizer.ggml.tokens") or ())
+        if num_tokens > self.config.vocab_size:
+            raise InputError(
+                f"{self.path} has {num_tokens} tokens and embeds {self.config.vocab_size}; "
+                "fetch it again"
+            )
+        return gguf_tokenizer(self.path, self.architecture, said)

@@ -35,6 +35,7 @@ ALLOWED = {
             "onnx",
             "optimum",
             "safetensors",
+            "tokenizers",
             "torch",
         ),
         "transformers",
@@ -60,6 +61,7 @@ COMPILE_ONLY = {
     "onnxscript",
     "optimum",
     "safetensors",
+    "sentencepiece",
     "torch",
 }
 COMPILE_ONLY.add("transformers")

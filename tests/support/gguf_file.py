@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,10 +34,10 @@ class GgufFile:
     floats: dict[str, NDArray[np.float32]]
 
 
-def shapes() -> dict[str, tuple[int, ...]]:
+def shapes(vocab: int = VOCAB) -> dict[str, tuple[int, ...]]:
     """Names and shapes of all tensors; the output is tied to the embedding."""
     found: dict[str, tuple[int, ...]] = {
-        "token_embd.weight": (VOCAB, HIDDEN),
+        "token_embd.weight": (vocab, HIDDEN),
         "output_norm.weight": (HIDDEN,),
     }
     for index in range(NUM_BLOCKS):
@@ -63,6 +63,8 @@ def write_gguf(
     architecture: str = "llama",
     without: str = "",
     extra: str = "",
+    vocab: int = VOCAB,
+    more: Callable[[gguf.GGUFWriter], None] = lambda _: None,
 ) -> GgufFile:
     """Write a file with random weights.
 
@@ -72,6 +74,8 @@ def write_gguf(
         architecture: what the file calls itself.
         without: a tensor to leave out.
         extra: a vector to add.
+        vocab: rows of the embedding.
+        more: adds what a test wants to see in the metadata besides.
     """
     generator = np.random.default_rng(5)
     writer = gguf.GGUFWriter(path, architecture)
@@ -84,9 +88,10 @@ def write_gguf(
     writer.add_rope_freq_base(10_000.0)
     writer.add_rope_dimension_count(HEAD_DIM)
     writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_vocab_size(VOCAB)
+    writer.add_vocab_size(vocab)
+    more(writer)
     floats = {}
-    wanted = {name: shape for name, shape in shapes().items() if name != without}
+    wanted = {name: shape for name, shape in shapes(vocab).items() if name != without}
     if extra:
         wanted[extra] = (HIDDEN,)
     for name, shape in wanted.items():
