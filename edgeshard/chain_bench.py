@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,12 +44,16 @@ def bench_chain(
     blob: Blob,
     *,
     context: int = 2048,
+    cores: Sequence[int] = (),
     rounds: int = 7,
     on_step: Say = lambda _: None,
 ) -> ChainResult:
-    """Measure decode of one request through three stages and, in turns, in one process."""
+    """Measure decode of one request through three stages and, in turns, in one process.
+
+    With `cores` every stage is pinned to them; the one process is not.
+    """
     with running_chain(
-        folder, store, model, blob, context=context, on_step=on_step, on_detail=on_step
+        folder, store, model, blob, context=context, cores=cores, on_step=on_step, on_detail=on_step
     ) as running:
         alone = OneProcess(store, model, blob, physical_cores(), context)
         with Client.connect(running.local.cluster_path, running.local.key_path) as client:

@@ -13,7 +13,7 @@ import contextlib
 import hashlib
 import importlib.util
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -131,6 +131,7 @@ def running_chain(
     context: int,
     slots: int = 1,
     num_devices: int = 3,
+    cores: Sequence[int] = (),
     on_step: Say = lambda _: None,
     on_detail: Say = lambda _: None,
     on_deploy: Callable[[DeployProgress], None] = lambda _: None,
@@ -148,6 +149,7 @@ def running_chain(
         context: positions of a sequence.
         slots: sequences at once.
         num_devices: agents.
+        cores: that every stage is pinned to, in profiling too; empty: none.
         on_step: told at each step.
         on_detail: told what happens within a step.
         on_deploy: told how the transfer goes.
@@ -156,12 +158,12 @@ def running_chain(
     Raises:
         EdgeShardError: any step failed.
     """
-    profile = _profile(folder, store, model, blob, num_devices, on_step, on_detail)
+    profile = _profile(folder, store, model, blob, num_devices, cores, on_step, on_detail)
     source = profile.devices[0].name
     least = smallest_budget_mib(model, blob, profile, source, context, slots)
     budget = math.ceil(least * SPARE)
     on_step(f"starting {num_devices} agents on loopback that may hold {budget} MiB each")
-    with LocalCluster(folder / "cluster", num_devices, memory_mib=budget) as local:
+    with LocalCluster(folder / "cluster", num_devices, memory_mib=budget, cores=cores) as local:
         on_step("planning for latency")
         profile = with_budget(profile, budget)
         plan = make_plan(model, blob.digest, profile, source, "latency", context, slots, 37)
@@ -180,6 +182,7 @@ def _profile(
     model: ModelManifest,
     blob: Blob,
     num_devices: int,
+    cores: Sequence[int],
     on_step: Say,
     on_detail: Say,
 ) -> Profile:
@@ -192,7 +195,7 @@ def _profile(
                 on_step(f"profile reused from {path}")
                 return profile
     on_step(f"profiling units and links on {num_devices} devices, one after the other")
-    with LocalCluster(folder / "cluster", num_devices) as local:
+    with LocalCluster(folder / "cluster", num_devices, cores=cores) as local:
         profile = profile_cluster(
             store, model, blob, local.cluster, local.keys, on_progress=on_detail
         )

@@ -54,6 +54,22 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
+def pin_thread(core: int) -> None:
+    """Keep this thread, and all that it starts from now on, on one logical core.
+
+    Raises:
+        OSError: there is no such core, or the system cannot pin threads.
+    """
+    if not hasattr(os, "sched_setaffinity"):
+        raise OSError("this system cannot pin threads to cores")
+    os.sched_setaffinity(0, {core})
+
+
+def core_numbers() -> frozenset[int]:
+    """Logical cores that this process may be pinned to; none where the system cannot pin."""
+    return frozenset(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else frozenset()
+
+
 def processor_flags() -> frozenset[str]:
     """Instruction set extensions as Linux names them; empty elsewhere."""
     cpuinfo = Path("/proc/cpuinfo")

@@ -36,6 +36,7 @@ from edgeshard.runtime.tenant import Task
 from edgeshard.runtime.wire import ProtocolError, encode, split
 from edgeshard.schemas import files
 from edgeshard.schemas.cluster import Cluster, Device
+from edgeshard.system import core_numbers
 
 if TYPE_CHECKING:
     from edgeshard.runtime.metrics import MetricsServer
@@ -91,6 +92,7 @@ class Agent:
                 f"key {config.key} is not that of {config.name}: its public key is {keys.public}, "
                 f"{config.cluster} has {self.device.public_key}"
             )
+        self._check_cores()
         self.cluster_digest = cluster_digest(self.cluster)
         self.store = Store(Path(config.store))
         self.network = Network(keys)
@@ -159,10 +161,28 @@ class Agent:
             offset
         )
 
+    def _check_cores(self) -> None:
+        device, known = self.device, core_numbers()
+        if device.threads is not None and device.cores and device.threads != len(device.cores):
+            raise InputError(
+                f"{device.name} has threads = {device.threads} and {len(device.cores)} cores in "
+                f"{self.config.cluster}; a thread is pinned to each core: leave threads out"
+            )
+        missing = sorted(set(device.cores) - known)
+        if missing or len(set(device.cores)) < len(device.cores):
+            raise InputError(
+                f"{device.name} is to use cores {', '.join(map(str, device.cores))}; "
+                + (
+                    f"it may use {', '.join(map(str, sorted(known)))}, each once"
+                    if known
+                    else "this system cannot pin threads: leave cores out"
+                )
+            )
+
     @property
     def threads(self) -> int:
         """Threads of a stage here."""
-        return self.device.threads or physical_cores()
+        return self.device.threads or len(self.device.cores) or physical_cores()
 
     @property
     def limit_bytes(self) -> int | None:

@@ -258,6 +258,7 @@ class Commands:
             index=load.index,
             provider=load.provider,
             threads=agent.threads,
+            cores=agent.device.cores,
             context=load.context,
             slots=load.slots,
             chunk_tokens=load.chunk_tokens,
@@ -312,6 +313,7 @@ class Commands:
             silence_seconds=start.silence_seconds,
             is_mixed=start.is_mixed,
             links=start.links,
+            core=agent.device.cores[0] if agent.device.cores else None,
             tells_figures=agent.config.metrics is not None,
         )
         self._coordinator = Tenant(

@@ -58,6 +58,7 @@ class CoordinatorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
         num_groups: micro-batches that keep every stage busy.
         silence_seconds: how long a step may take before it counts as lost.
         is_mixed, links: what answers are flagged with.
+        core: that its threads are pinned to; None: none.
         tells_figures: the agent wants to know what is counted here.
     """
 
@@ -78,6 +79,7 @@ class CoordinatorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     silence_seconds: float
     is_mixed: bool = False
     links: tuple[Activation, ...] = ()
+    core: int | None = None
     tells_figures: bool = False
 
 
@@ -335,8 +337,8 @@ class Coordinator:
             if isinstance(reply, control.Pong):
                 self._watch.heard(index, reply.stage, reply.draining, time.monotonic())
                 if self._tracer.is_active:
-                    clock = reply.clock_seconds
-                    self._tracer.answered(index, reply.id, clock, time.perf_counter())
+                    now = time.perf_counter()
+                    self._tracer.answered(index, reply.id, reply.clock_seconds, now)
 
     # What the schedule wants done
 
@@ -352,11 +354,8 @@ class Coordinator:
     ) -> list[events.Cancel]:
         epoch = self._config.epoch
         cancels: list[events.Cancel] = []
-        cut = {
-            one.request
-            for one in instructions
-            if isinstance(one, events.Finish) and one.reason == "length"
-        }
+        finished = [one for one in instructions if isinstance(one, events.Finish)]
+        cut = {one.request for one in finished if one.reason == "length"}
         for one in instructions:
             match one:
                 case events.SendStep():
@@ -390,8 +389,7 @@ class Coordinator:
     def _traced_step(self, step: wire.Step) -> wire.Step:
         if not self._tracer.is_active:
             return step
-        requests = [row.request for row in step.rows]
-        now = time.perf_counter()
+        requests, now = [row.request for row in step.rows], time.perf_counter()
         marks = self._tracer.leaves(step.number, step.num_tokens, requests, now)
         return msgspec.structs.replace(step, marks=marks)
 

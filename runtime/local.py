@@ -103,6 +103,7 @@ class LocalCluster:
         *,
         memory_mib: int | Sequence[int] | None = None,
         threads: int | None = None,
+        cores: Sequence[int] = (),
         base_port: int | None = None,
         worker: str | None = None,
         profiler: str | None = None,
@@ -117,6 +118,7 @@ class LocalCluster:
             num_devices: agents.
             memory_mib: budget of each device's stage; one for all, or one each.
             threads: of each stage; None: the physical cores.
+            cores: that every stage is pinned to; empty: none.
             base_port: first of four ports for each device; None: free ones.
             worker: module that stages run; None: the real one.
             profiler: module that profile runs use; None: the real one.
@@ -134,7 +136,7 @@ class LocalCluster:
         budgets = (
             list(memory_mib) if isinstance(memory_mib, Sequence) else [memory_mib] * num_devices
         )
-        text = cluster_text(keys, self.names, first, budgets, threads)
+        text = cluster_text(keys, self.names, first, budgets, threads, cores)
         self.cluster_path.write_text(text, encoding="utf-8")
         self.cluster = files.read(self.cluster_path, Cluster)
         self.keys = keys[OPERATOR]
@@ -207,6 +209,7 @@ def cluster_text(
     first_port: int,
     memory_mib: Sequence[int | None],
     threads: int | None,
+    cores: Sequence[int] = (),
 ) -> str:
     """The text of a cluster file for devices on loopback."""
     lines = [
@@ -226,6 +229,7 @@ def cluster_text(
         ]
         lines += [] if memory_mib[index] is None else [f"memory_mib = {memory_mib[index]}"]
         lines += [] if threads is None else [f"threads = {threads}"]
+        lines += [f"cores = {list(cores)}"] if cores else []
     return "\n".join(lines) + "\n"
 
 

@@ -46,6 +46,7 @@ from edgeshard.schemas.profile import (
 )
 from edgeshard.schemas.shard import ShardManifest
 from edgeshard.schemas.targets import view_for
+from edgeshard.system import pin_thread
 
 IGNORED_PROVIDERS = {"AzureExecutionProvider"}
 MAX_WINDOW = 8
@@ -225,9 +226,8 @@ class Profiler:
             return self._run(scratch, shard, provider)
 
     def _run(self, store: Store, shard: ShardManifest, provider: str) -> _Window:
-        before = settled_bytes()
-        slots = max(self._spec.batches)
-        with _opened(store, shard, provider, self._config.threads, self._context, slots) as session:
+        before, slots = settled_bytes(), max(self._spec.batches)
+        with _opened(store, shard, provider, self._config, self._context, slots) as session:
             step = _Stepper(session)
             step.prefill(1)
             loaded = settled_bytes()
@@ -247,7 +247,7 @@ class Profiler:
                 )
                 for point in points
             }
-            touched = shard.kv.bytes_per_token() * len(shard.blocks) * self._context * slots
+            touched = shard.kv_bytes(self._context, slots)
             growth = resident_bytes(os.getpid()) - loaded - touched
         self._workspace = max(self._workspace, growth)
         return _Window(decode, prefill, loaded - before, max(0, growth))
@@ -256,15 +256,15 @@ class Profiler:
         self, structure: str, index: int, provider: str
     ) -> tuple[tuple[str, ...], float | None]:
         """Compare real units of the structure with the representative, step by step in turns."""
-        names, deviations = [], []
-        for number, unit in enumerate(self._model.units):
-            if unit.structure == structure and unit.name in self._spec.sampled:
-                names.append(unit.name)
-                deviations.append(self._deviation(index, number, provider))
-        return tuple(names), max(deviations, default=None)
+        deviations = {
+            unit.name: self._deviation(index, number, provider)
+            for number, unit in enumerate(self._model.units)
+            if unit.structure == structure and unit.name in self._spec.sampled
+        }
+        return tuple(deviations), max(deviations.values(), default=None)
 
     def _deviation(self, representative: int, real: int, provider: str) -> float:
-        threads, context = self._config.threads, self._context
+        config, context = self._config, self._context
         with tempfile.TemporaryDirectory(dir=self._store.root / "incoming") as folder:
             scratch = Store(Path(folder))
             made = make_representative(
@@ -272,8 +272,8 @@ class Profiler:
             )
             found, _ = fuse(self._store, self._model, self._spec.model, real, real + 1)
             with (
-                _opened(scratch, made, provider, threads, context, 1) as first,
-                _opened(self._store, found, provider, threads, context, 1) as second,
+                _opened(scratch, made, provider, config, context, 1) as first,
+                _opened(self._store, found, provider, config, context, 1) as second,
             ):
                 steppers = _Stepper(first), _Stepper(second)
                 times: tuple[list[float], list[float]] = ([], [])
@@ -318,10 +318,21 @@ class _Stepper:
 
 @contextmanager
 def _opened(
-    store: Store, shard: ShardManifest, provider: str, threads: int, context: int, slots: int
+    store: Store,
+    shard: ShardManifest,
+    provider: str,
+    config: ProfilerConfig,
+    context: int,
+    slots: int,
 ) -> Iterator[ShardSession]:
     session = ShardSession.open(
-        store, shard, provider=provider, threads=threads, context=context, slots=slots
+        store,
+        shard,
+        provider=provider,
+        threads=config.threads,
+        cores=config.device.cores,
+        context=context,
+        slots=slots,
     )
     try:
         yield session
@@ -371,6 +382,8 @@ def main() -> int:
     parent = Parent()
     try:
         config = parent.config(ProfilerConfig)
+        if config.device.cores:
+            pin_thread(config.device.cores[0])
         parent.follow(lambda line: None, exit_now)
         profiler = Profiler(config, lambda text: parent.tell(Line(progress=text)))
         parent.tell(Line(result=msgspec.to_builtins(profiler.measure())))

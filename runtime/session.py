@@ -49,16 +49,20 @@ ORT_ERRORS = (
 )
 
 
-def session_options(threads: int) -> ort.SessionOptions:
+def session_options(threads: int, cores: tuple[int, ...] = ()) -> ort.SessionOptions:
     """Options under which shards run and are profiled.
 
     Threads stop spinning when a step ends: several stages on one machine, or several sessions in
     one process, would steal each other's cores otherwise. While they spin they back off, which
-    leaves the memory bus to the thread that works.
+    leaves the memory bus to the thread that works. With `cores`, the thread that calls belongs on
+    the first of them and is pinned by its owner; ONNX Runtime's own lie on the others.
     """
     options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = threads or physical_cores()
     options.inter_op_num_threads = 1
+    if len(cores) > 1:
+        others = ";".join(str(core + 1) for core in cores[1:])  # ONNX Runtime counts from 1
+        options.add_session_config_entry("session.intra_op_thread_affinities", others)
     options.add_session_config_entry("session.force_spinning_stop", "1")
     options.add_session_config_entry("session.intra_op.spin_backoff_max", "32")
     options.log_severity_level = 3
@@ -126,6 +130,7 @@ class ShardSession:
         *,
         provider: str = CPU,
         threads: int = 0,
+        cores: tuple[int, ...] = (),
         context: int = 2048,
         slots: int = 1,
     ) -> ShardSession:
@@ -136,6 +141,7 @@ class ShardSession:
             shard: what to load.
             provider: ONNX Runtime execution provider.
             threads: of the shard's operators; 0: all physical cores.
+            cores: logical cores for as many threads, the caller's first; empty: wherever.
             context: positions of a slot.
             slots: sequences that are held at once.
 
@@ -163,8 +169,10 @@ class ShardSession:
         graph = read_graph(path)
         check_graph(graph, shard.weights)
         choose_attention(graph, context)
-        options = provider_list(provider, shard, store.root / "engines")
-        return cls(load(path, options, threads), shard, context, slots, provider)
+        providers = provider_list(provider, shard, store.root / "engines")
+        return cls(
+            load(path, providers, session_options(threads, cores)), shard, context, slots, provider
+        )
 
     def run(
         self,
@@ -205,10 +213,8 @@ class ShardSession:
                 return self._run_static(first_slot, positions, values, every_position)
             run_row = self._run_append if self.shard.kv.layout == "append" else self._run_copy
             rows = [
-                run_row(
-                    first_slot + row, int(positions[row]), values[row : row + 1], every_position
-                )
-                for row in range(batch)
+                run_row(first_slot + i, int(positions[i]), values[i : i + 1], every_position)
+                for i in range(batch)
             ]
             return rows[0] if batch == 1 else np.concatenate(rows)
         except ORT_ERRORS as error:
@@ -369,13 +375,12 @@ class _Bound:
         self.result = result
 
 
-def load(path: Path, providers: ProviderList, threads: int) -> ort.InferenceSession:
+def load(path: Path, providers: ProviderList, options: ort.SessionOptions) -> ort.InferenceSession:
     """Open a graph; operators that the first provider lacks run on the ones behind it.
 
     Raises:
         DeviceError: ONNX Runtime refuses the graph.
     """
-    options = session_options(threads or physical_cores())
     try:
         return ort.InferenceSession(str(path), options, providers=providers)
     except ORT_ERRORS as error:

@@ -44,6 +44,7 @@ from edgeshard.runtime.wire import (
 )
 from edgeshard.schemas.common import Activation
 from edgeshard.schemas.shard import ShardManifest
+from edgeshard.system import pin_thread
 
 BLOCKED_SECONDS = 3.0
 TURN_SECONDS = 0.5
@@ -75,6 +76,7 @@ class StageConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         previous_key: the only key that may deliver.
         next_endpoint: data port of the next stage, or return port of the source.
         takes, gives: how hidden states come and go; without meaning where tokens do.
+        cores: that threads are pinned to, the one that waits and computes first; empty: none.
         tells_figures: the agent wants to know what is counted here.
     """
 
@@ -85,6 +87,7 @@ class StageConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     index: int
     provider: str
     threads: int
+    cores: tuple[int, ...] = ()
     context: int
     slots: int
     chunk_tokens: int
@@ -109,6 +112,7 @@ def open_shard(config: StageConfig) -> Session:
         config.shard,
         provider=config.provider,
         threads=config.threads,
+        cores=config.cores,
         context=config.context,
         slots=config.slots,
     )
@@ -317,6 +321,8 @@ def run_stage(open_session: OpenSession = open_shard) -> int:
     try:
         config = parent.config(StageConfig)
         log.set_up("worker", stage=config.index)
+        if config.cores:
+            pin_thread(config.cores[0])  # the threads of libzmq come after it and stay there
         parent.follow(lambda line: None, exit_now)
         with Network(load_keys(Path(config.key))) as network:
             worker = Worker(config, network, parent.tell)

@@ -17,6 +17,7 @@ from msgspec import Meta
 from edgeshard.schemas.common import Name, Positive, PublicKey, Schema
 
 Port = Annotated[int, Meta(ge=1024, le=65532)]
+Core = Annotated[int, Meta(ge=0, le=4095)]
 
 
 class Device(Schema, frozen=True, kw_only=True):
@@ -27,7 +28,9 @@ class Device(Schema, frozen=True, kw_only=True):
         port: first of its ports.
         public_key: CURVE key of its agent and workers.
         memory_mib: most memory that its stage may hold, runtime included; None: what is free.
-        threads: threads of its stage; None: the physical cores.
+        threads: threads of its stage; None: one for each of `cores`, or the physical cores.
+        cores: logical cores that its stage is pinned to, by the system's numbers from 0; the first
+            also has the sockets; empty: the system places threads as it likes.
         providers: ONNX Runtime execution providers to use, best first; empty: all it has.
     """
 
@@ -37,6 +40,7 @@ class Device(Schema, frozen=True, kw_only=True):
     public_key: PublicKey
     memory_mib: Positive | None = None
     threads: Positive | None = None
+    cores: Annotated[tuple[Core, ...], Meta(max_length=1024)] = ()
     providers: tuple[str, ...] = ()
 
     def endpoint(self, offset: int) -> str:

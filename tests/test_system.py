@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import threading
 
 import pytest
 
-from edgeshard.system import computing_environment
+from edgeshard.system import computing_environment, core_numbers, pin_thread
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="glibc's tunables")
 
@@ -34,3 +36,27 @@ def test_the_rest_of_the_environment_stays(monkeypatch: pytest.MonkeyPatch) -> N
     )
 
     assert said.stdout.strip() == "kept"
+
+
+@linux
+def test_a_pinned_thread_and_what_it_starts_stay_on_one_core() -> None:
+    core, found = max(core_numbers()), []
+
+    def work() -> None:  # a thread of its own: this one is not to stay pinned
+        pin_thread(core)
+        started = threading.Thread(target=lambda: found.append(os.sched_getaffinity(0)))
+        started.start()
+        started.join()
+        found.append(os.sched_getaffinity(0))
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    worker.join()
+
+    assert found == [{core}, {core}]
+
+
+@linux
+def test_there_is_no_core_beyond_the_last() -> None:
+    with pytest.raises(OSError, match="Invalid argument"):
+        pin_thread(4095)

@@ -37,6 +37,10 @@ def bench(
             min=1, max=64, help="With --chain: measure 1, 2, 4, … up to so many requests at once."
         ),
     ] = None,
+    cores: Annotated[
+        str | None,
+        typer.Option(help="With --chain: logical cores, as 0,1, that every stage is pinned to."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Measure decode and prefill in one process; with --chain, three stages beside one process."""
@@ -52,7 +56,7 @@ def bench(
         _bench_load(opened, names[0], chain, requests, rounds, as_json)
         return
     if chain is not None:
-        _bench_chain(opened, names[0], chain, rounds, as_json)
+        _bench_chain(opened, names[0], chain, _numbers(cores) if cores else [], rounds, as_json)
         return
     from edgeshard.bench import Row, bench_model
 
@@ -82,7 +86,9 @@ def bench(
         typer.echo(json.dumps({"rows": [asdict(row) for row in rows]}))
 
 
-def _bench_chain(store: Store, name: str, folder: Path, rounds: int, as_json: bool) -> None:
+def _bench_chain(
+    store: Store, name: str, folder: Path, cores: list[int], rounds: int, as_json: bool
+) -> None:
     from edgeshard.chain_bench import bench_chain
 
     manifest, blob = store.model(name)
@@ -91,6 +97,7 @@ def _bench_chain(store: Store, name: str, folder: Path, rounds: int, as_json: bo
         store,
         manifest,
         blob,
+        cores=cores,
         rounds=rounds,
         on_step=lambda text: typer.echo(text, err=True),
     )

@@ -18,17 +18,34 @@ from support.esc import esc
 pytestmark = pytest.mark.timeout(60)
 
 
-def options(folder: Path) -> list[str]:
-    """Of an agent that is alone in its cluster."""
+def options(folder: Path, *lines: str) -> list[str]:
+    """Of an agent that is alone in its cluster; `lines` are more of its device."""
     keys = make_keys(folder / "keys", "laptop")
     text = (
         f'format = "edgeshard.cluster/1"\nsource = "laptop"\noperators = ["{keys.public}"]\n'
         f'[[devices]]\nname = "laptop"\naddress = "127.0.0.1"\nport = {free_ports(4)}\n'
-        f'public_key = "{keys.public}"\n'
+        f'public_key = "{keys.public}"\n' + "".join(f"{line}\n" for line in lines)
     )
     (folder / "cluster.toml").write_text(text, "utf-8")
     paths = ["--cluster", folder / "cluster.toml", "--key", folder / "keys" / "laptop.secret"]
     return ["agent", "--name", "laptop", "--store", str(folder / "store"), *map(str, paths)]
+
+
+@pytest.mark.parametrize(
+    ("lines", "complaint"),
+    [
+        (["cores = [4000]"], "is to use cores 4000; "),
+        (["cores = [0, 0]"], "is to use cores 0, 0; "),
+        (["cores = [0]", "threads = 2"], "a thread is pinned to each core: leave threads out"),
+    ],
+)
+def test_cores_that_cannot_be_had_are_refused(
+    tmp_path: Path, lines: list[str], complaint: str
+) -> None:
+    outcome = esc(*options(tmp_path, *lines))
+
+    assert outcome.code == 2
+    assert complaint in outcome.complaint
 
 
 def test_metrics_beyond_loopback_are_refused_by_name(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from edgeshard.artifacts.store import Store
 from edgeshard.errors import ArtifactError, DeviceError, InputError
 from edgeshard.runtime.session import TILED_ATTENTION_OFF, ShardSession, choose_attention
 from edgeshard.schemas.common import Precision, Target
+from edgeshard.system import core_numbers
 from support.tiny_llama import CONTEXT, VOCAB, CompiledModel, compiled
 
 TEXT = [int(token) for token in np.random.default_rng(2).integers(0, VOCAB, 24)]
@@ -54,6 +55,19 @@ def test_slots_are_independent(precision: Precision, target: Target) -> None:
             found.append(int(shared.step(position, found[-1:], slot=1)[0].argmax()))
 
     assert found == expected
+
+
+@pytest.mark.skipif(len(core_numbers()) < 2, reason="pins threads of ONNX Runtime to a second core")
+def test_threads_of_a_pinned_session_lie_on_the_other_cores() -> None:
+    model, (_, second) = compiled("grouped", "int4"), sorted(core_numbers())[:2]
+    shard, _ = fuse(model.store, model.manifest, model.blob, 0, 2)
+    before = set(os.listdir("/proc/self/task"))
+
+    session = ShardSession.open(model.store, shard, threads=2, cores=(0, second), context=CONTEXT)
+    new = [int(task) for task in set(os.listdir("/proc/self/task")) - before]
+
+    assert [os.sched_getaffinity(task) for task in new] == [{second}]
+    session.close()
 
 
 @every_kind
