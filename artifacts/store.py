@@ -259,6 +259,19 @@ class Store:
         blob = files.read(path, Blob)
         return files.decode(self.read(blob), ModelManifest, str(path)), blob
 
+    def find(self, digest: str) -> tuple[ModelManifest, Blob]:
+        """The manifest of a digest, with its blob.
+
+        Raises:
+            InputError: no name here stands for it.
+            ArtifactError: the manifest is missing or changed.
+        """
+        for name in self.models():
+            blob = files.read(self._name_path(name), Blob)
+            if blob.digest == digest:
+                return self.model(name)
+        raise InputError(f"no model in {self.root} is {digest}; compile it there")
+
     def models(self) -> list[str]:
         """Names of the models here, sorted."""
         return sorted(path.stem for path in (self.root / "models").glob("*.json"))

@@ -16,7 +16,7 @@ import psutil
 
 from edgeshard.artifacts.fuse import fuse
 from edgeshard.artifacts.store import Store
-from edgeshard.runtime.deploy import Deployment, DeployProgress, deploy
+from edgeshard.runtime.deploy import CHUNK_TOKENS, Deployment, DeployProgress, deploy
 from edgeshard.runtime.local import LocalCluster
 from edgeshard.schemas.common import Blob
 from edgeshard.schemas.model import ModelManifest
@@ -112,7 +112,6 @@ def chain(
         for device in local.names:
             share(store, model, local.store_path(device))
         plan = plan_of(model, blob, local.names, cuts, **given)
-        options = {} if chunk_tokens is None else {"chunk_tokens": chunk_tokens}
         deployment = deploy(
             store,
             model,
@@ -123,7 +122,7 @@ def chain(
             fuse,
             on_progress=on_progress,
             silence_seconds=SILENCE_SECONDS,
-            **options,
+            chunk_tokens=CHUNK_TOKENS if chunk_tokens is None else chunk_tokens,
         )
         agents = [psutil.Process(agent.pid) for agent in local.agents]
         workers = [_child(agent, "edgeshard.runtime.worker") for agent in agents]

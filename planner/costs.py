@@ -10,6 +10,7 @@ link that was not measured costs infinity; a device without the measurements it 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,15 +18,15 @@ import numpy.typing as npt
 
 from edgeshard.errors import InputError, PlanError
 from edgeshard.planner.units import (
+    ModelCosts,
     ProviderCosts,
-    SharedBlob,
     Workload,
+    model_costs,
     provider_costs,
-    shared_blobs,
     unmeasured,
 )
 from edgeshard.schemas.activation import state_bytes
-from edgeshard.schemas.common import Objective, Precision
+from edgeshard.schemas.common import Objective
 from edgeshard.schemas.model import ModelManifest
 from edgeshard.schemas.plan import LeftOut
 from edgeshard.schemas.profile import DeviceProfile, Profile
@@ -59,10 +60,8 @@ class CostTable:
 
     Attributes:
         source: the device that hosts unit 0.
-        precision: that of the model's weights.
+        models: the model at each precision that a stage may have.
         unit_names: units in order.
-        kv_bytes: keys and values of each unit for all slots; 0 beside blocks.
-        shared: blobs that units share, by neighbouring users.
         hop_seconds: `[from, to]`, time of a decode step's frame.
         hop_busy_seconds: `[from, to]`, the part of it that the next frame has to wait for.
         prefill_hop_seconds: `[from, to]`, time of the whole prompt's hidden states.
@@ -73,10 +72,8 @@ class CostTable:
 
     source: int
     workload: Workload
-    precision: Precision
+    models: tuple[ModelCosts, ...]
     unit_names: tuple[str, ...]
-    kv_bytes: tuple[int, ...]
-    shared: tuple[SharedBlob, ...]
     devices: tuple[DeviceCosts, ...]
     hop_seconds: Seconds
     hop_busy_seconds: Seconds
@@ -112,7 +109,11 @@ class CostTable:
 
 
 def build_costs(
-    model: ModelManifest, profile: Profile, source: str, workload: Workload
+    model: ModelManifest,
+    profile: Profile,
+    source: str,
+    workload: Workload,
+    others: Sequence[ModelManifest] = (),
 ) -> CostTable:
     """Make the cost table of a model on the devices of a profile.
 
@@ -121,6 +122,8 @@ def build_costs(
         profile: what was measured; devices keep their order.
         source: name of the device that owns the prompts.
         workload: what the predictions assume.
+        others: the same checkpoint at other precisions; of choices that take as long the first one
+            is taken, `model` before these.
 
     Raises:
         InputError: the source is not in the profile, or the profile contradicts itself.
@@ -134,7 +137,8 @@ def build_costs(
         raise InputError(f"source {source} is not in the profile, which has {known}")
     latency, rate = _links(profile)
     owner = profile.devices[names.index(source)]
-    at_source = provider_costs(model, owner, workload, 0)
+    models = (model, *others)
+    at_source = provider_costs(models, owner, workload, 0)
     if not at_source:  # before the others are looked at: there may be many
         raise PlanError(f"source {source}: {unmeasured(model, owner, workload, 0)}")
     devices: list[DeviceCosts] = []
@@ -142,7 +146,7 @@ def build_costs(
     usable: list[int] = []
     for index, device in enumerate(profile.devices):
         is_source = device is owner
-        providers = at_source if is_source else provider_costs(model, device, workload, 1)
+        providers = at_source if is_source else provider_costs(models, device, workload, 1)
         if providers:
             usable.append(index)
             devices.append(_device(device, providers, float(latency[index, index])))
@@ -157,14 +161,11 @@ def build_costs(
     busy = np.where(np.isfinite(latency), decode_bytes / rate, np.inf)
     way_back = latency[:, place].copy()
     way_back[place] = devices[place].loopback_seconds
-    block_bytes = model.kv.bytes_per_token() * workload.context * workload.slots
     return CostTable(
         source=place,
         workload=workload,
-        precision=model.precision,
+        models=tuple(model_costs(one, workload) for one in models),
         unit_names=tuple(unit.name for unit in model.units),
-        kv_bytes=tuple(block_bytes if unit.kind == "block" else 0 for unit in model.units),
-        shared=shared_blobs(model),
         devices=tuple(devices),
         hop_seconds=latency + decode_bytes / rate,
         hop_busy_seconds=busy,

@@ -57,7 +57,7 @@ def layer_table(costs: CostTable) -> LayerTable:
     overhead = np.array([device.step_overhead_seconds for device in costs.devices])
     enter = np.array(costs.hop_seconds) + overhead[None, :]
     np.fill_diagonal(enter, 0.0)
-    kv_bytes = np.array(costs.kv_bytes, np.int64)
+    kv_bytes = np.array([costs.models[one.model].kv_bytes for one in chosen], np.int64)
     return LayerTable(
         source=costs.source,
         seconds=np.array([one.decode_seconds for one in chosen]),

@@ -26,14 +26,16 @@ Bytes = npt.NDArray[np.int64]
 def stage_memory(costs: CostTable, device: int, provider: int, start: int, stop: int) -> MemoryUse:
     """What units `[start, stop)` hold on a device with one of its providers."""
     place = costs.devices[device]
-    unit_bytes = place.providers[provider].weights_bytes[start:stop]
+    units = place.providers[provider]
+    model = costs.models[units.model]
+    unit_bytes = units.weights_bytes[start:stop]
     shared = sum(
-        blob.size_bytes for blob in costs.shared if start <= blob.first and blob.second < stop
+        blob.size_bytes for blob in model.shared if start <= blob.first and blob.second < stop
     )
     return MemoryUse(
         baseline_bytes=place.baseline_bytes,
         weights_bytes=sum(unit_bytes) - shared,
-        kv_bytes=sum(costs.kv_bytes[start:stop]),
+        kv_bytes=sum(model.kv_bytes[start:stop]),
         workspace_bytes=place.workspace_bytes,
         limit_bytes=place.limit_bytes,
     )
@@ -50,8 +52,10 @@ def held_table(costs: CostTable, device: int, provider: int) -> Bytes:
     Equal to the total of `stage_memory` of every interval.
     """
     place = costs.devices[device]
-    held = _intervals(place.providers[provider].weights_bytes) + _intervals(costs.kv_bytes)
-    for blob in costs.shared:
+    units = place.providers[provider]
+    model = costs.models[units.model]
+    held = _intervals(units.weights_bytes) + _intervals(model.kv_bytes)
+    for blob in model.shared:
         held[: blob.first + 1, blob.second + 1 :] -= blob.size_bytes
     return held + (place.baseline_bytes + place.workspace_bytes)
 

@@ -9,7 +9,7 @@ Pure: the same values give the same plan, with no clock, file or device involved
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from edgeshard.errors import InputError, PlanError
@@ -20,9 +20,10 @@ from edgeshard.planner.costs import CostTable, build_costs
 from edgeshard.planner.hosts import Span
 from edgeshard.planner.left_out import why_left_out
 from edgeshard.planner.partition import best_partition
+from edgeshard.planner.precisions import check_same
 from edgeshard.planner.stages import Pace, seconds_of, stages_of
 from edgeshard.planner.units import Workload
-from edgeshard.schemas.common import Activation, Objective
+from edgeshard.schemas.common import Activation, Objective, changed
 from edgeshard.schemas.model import ModelManifest
 from edgeshard.schemas.plan import Certificate, LeftOut, Plan, Stage
 from edgeshard.schemas.profile import Profile
@@ -46,6 +47,7 @@ def make_plan(
     batch: int | None = None,
     activation: Activation = "fp32",
     head_at_source: bool = False,
+    others: Sequence[tuple[ModelManifest, str]] = (),
 ) -> Plan:
     """Plan a model over the devices of a profile.
 
@@ -67,6 +69,8 @@ def make_plan(
             give the highest rate for throughput.
         activation: how hidden states travel between stages.
         head_at_source: no output token leaves the source: it runs the head too.
+        others: the same checkpoint at other precisions, with the digests of their manifests; each
+            stage takes what is fastest there, the first of those that take as long.
 
     Raises:
         InputError: an argument is out of range, or the profile is not usable.
@@ -74,14 +78,17 @@ def make_plan(
     """
     if decode_context is None:
         decode_context = min(prompt_tokens + (new_tokens or NEW_TOKENS) // 2, context)
-    _check("context", context, 1, model.max_context, f"the context of {model.name}")
+    models = [model, *(other for other, _ in others)]
+    check_same(models)
+    least = min(models, key=lambda one: one.max_context)
+    _check("context", context, 1, least.max_context, f"the context of {least.name}")
     _check("slots", slots, 1, None, "")
     _check("prompt tokens", prompt_tokens, 1, context, "the planned context")
     _check("decode context", decode_context, 0, context, "the planned context")
     _check("new tokens", new_tokens, 0, context - prompt_tokens, "what the prompt leaves")
     _check("batch", 1 if batch is None else batch, 1, slots, "the slots")
-    for place in _misfits(model, profile):
-        raise InputError(f"the profile contradicts {model.name}: {place}; run `esc profile` again")
+    for place in (place for one in models for place in _misfits(one, profile)):
+        raise InputError(f"the profile contradicts {place}; run `esc profile` again")
     workload = Workload(
         context,
         slots,
@@ -92,18 +99,21 @@ def make_plan(
         activation,
         head_at_source,
     )
-    costs = build_costs(model, profile, source, workload)
-    tables = CostTables(
-        lambda rows: build_costs(model, profile, source, replace(workload, batch=rows))
-    )
+
+    def costs_for(rows: int) -> CostTable:
+        return build_costs(model, profile, source, replace(workload, batch=rows), models[1:])
+
+    costs = costs_for(workload.batch)
+    tables = CostTables(costs_for)
     choice = _choose(costs, tables, objective, method, batch)
-    stages = stages_of(choice.costs, choice.spans)
+    digests = [model_digest, *(digest for _, digest in others)]
+    stages = _with_models(choice, stages_of(choice.costs, choice.spans), digests)
     grouping, pace = best_grouping(tables, choice.costs, choice.spans, slots, choice.rows)
     if not pace.slowest_seconds > 0:
         raise InputError("the profile says that every stage takes 0 s; run `esc profile` again")
     token_seconds, first_token_seconds = seconds_of(choice.costs, stages)
     return Plan(
-        model=model_digest,
+        model=digests[_model_of(choice, choice.spans[0])],
         objective=objective,
         source=source,
         context=context,
@@ -126,7 +136,9 @@ def make_plan(
     )
 
 
-def costs_of(profile: Profile, plan: Plan, model: ModelManifest) -> CostTable:
+def costs_of(
+    profile: Profile, plan: Plan, model: ModelManifest, others: Sequence[ModelManifest] = ()
+) -> CostTable:
     """The cost table that a plan of `make_plan` was made from, its decode context the default."""
     decode_context = min(plan.prompt_tokens + (plan.new_tokens or NEW_TOKENS) // 2, plan.context)
     workload = Workload(
@@ -139,7 +151,7 @@ def costs_of(profile: Profile, plan: Plan, model: ModelManifest) -> CostTable:
         plan.activation,
         plan.head_at_source,
     )
-    return build_costs(model, profile, plan.source, workload)
+    return build_costs(model, profile, plan.source, workload, others)
 
 
 def _misfits(model: ModelManifest, profile: Profile) -> Iterator[str]:
@@ -150,8 +162,8 @@ def _misfits(model: ModelManifest, profile: Profile) -> Iterator[str]:
             kind = kinds.get(unit.structure, unit.kind)
             if kind != unit.kind:
                 yield (
-                    f"{device.name} measured structure {unit.structure[:19]} as {unit.kind}, "
-                    f"the manifest has it as {kind}"
+                    f"{model.name}: {device.name} measured structure {unit.structure[:19]} as "
+                    f"{unit.kind}, the manifest has it as {kind}"
                 )
 
 
@@ -164,6 +176,24 @@ class _Choice:
     left_out: tuple[LeftOut, ...]
     certificate: Certificate | None
     rows: int | None
+
+
+def _model_of(choice: _Choice, span: Span) -> int:
+    """Which of the models a span is of, by its index."""
+    return choice.costs.devices[span.device].providers[span.provider].model
+
+
+def _with_models(
+    choice: _Choice, stages: tuple[Stage, ...], digests: Sequence[str]
+) -> tuple[Stage, ...]:
+    """The stages with model and precision, where not all have the same."""
+    models = [_model_of(choice, span) for span in choice.spans]
+    if len(set(models)) == 1:
+        return stages
+    return tuple(
+        changed(stage, model=digests[one], precision=choice.costs.models[one].precision)
+        for stage, one in zip(stages, models, strict=True)
+    )
 
 
 def _choose(

@@ -118,6 +118,6 @@ def _parts(memory: MemoryUse) -> str:
 
 def _next_step(costs: CostTable, memory: MemoryUse) -> str:
     steps = ["a smaller context or fewer slots"] if memory.kv_bytes else []
-    steps += ["int4 weights"] if costs.precision != "int4" else []
+    steps += ["int4 weights"] if all(one.precision != "int4" for one in costs.models) else []
     steps += ["a higher memory limit there"]
     return "try " + " or ".join(steps)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 
 from edgeshard.planner.memory import MIB
-from edgeshard.schemas.plan import Certificate, Plan
+from edgeshard.schemas.plan import Certificate, Plan, Stage
 
 HEADER = (
     "stage",
@@ -33,7 +33,7 @@ def plan_rows(plan: Plan) -> list[list[str]]:
         [
             str(index),
             stage.device,
-            stage.provider.removesuffix("ExecutionProvider"),
+            " ".join([stage.provider.removesuffix("ExecutionProvider"), *_precision(stage)]),
             f"[{stage.start}, {stage.stop})",
             f"{stage.memory.weights_bytes / MIB:.1f}",
             f"{stage.memory.kv_bytes / MIB:.1f}",
@@ -59,6 +59,7 @@ def plan_summary(plan: Plan) -> list[str]:
         f"bottleneck: {plan.bottleneck}",
         *([_proof(plan.objective, plan.certificate)] if plan.certificate else []),
         *_rounding(plan),
+        *_precisions(plan),
     ]
     for alternative in plan.one_device:
         lack = alternative.missing_bytes
@@ -86,6 +87,21 @@ def _rounding(plan: Plan) -> list[str]:
         f"lossy: hidden states travel as {kinds}: mean KL {found.mean_kl:.2e}, perplexity "
         f"{100 * math.expm1(found.log_ratio):+.2f} %, top-1 {found.top1_agreement:.1%} of fp32 "
         f"links', measured at cuts {', '.join(map(str, found.cuts))} on {found.num_scored} tokens"
+    ]
+
+
+def _precision(stage: Stage) -> list[str]:
+    return [] if stage.precision is None else [stage.precision]
+
+
+def _precisions(plan: Plan) -> list[str]:
+    """Which precisions meet in the chain, where it is not one."""
+    kinds = list(dict.fromkeys(stage.precision for stage in plan.stages if stage.precision))
+    if not kinds:
+        return []
+    return [
+        f"mixed: stages have weights in {' and '.join(kinds)}; the chain's accuracy is not "
+        "measured, each model's is by `esc verify --quality`"
     ]
 
 

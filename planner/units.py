@@ -1,18 +1,20 @@
 """What each unit of a model costs on a device, for every provider that could run any of its stages.
 
 Choosing a provider is part of planning, so a provider counts only where all units that the device
-may get were measured with it, for the target that it runs and the model's precision.
+may get were measured with it, for the target that it runs and the model's precision. Of a model at
+several precisions each is a choice of every stage, with each provider.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from edgeshard.errors import InputError
 from edgeshard.planner import interpolate
-from edgeshard.schemas.common import Activation, Objective
+from edgeshard.schemas.common import Activation, Objective, Precision
 from edgeshard.schemas.model import ModelManifest
 from edgeshard.schemas.profile import DeviceProfile, UnitProfile
 from edgeshard.schemas.targets import view_for
@@ -59,17 +61,19 @@ class ProviderCosts:
 
     Attributes:
         weights_bytes: what a unit alone makes resident: the measured growth, at least its blobs.
+        model: which of the cost table's models it runs, by its index.
     """
 
     provider: str
     decode_seconds: tuple[float, ...]
     prefill_seconds: tuple[float, ...]
     weights_bytes: tuple[int, ...]
+    model: int = 0
 
     @property
-    def name(self) -> str:
+    def name(self) -> tuple[str, int]:
         """What tells it from the device's others."""
-        return self.provider
+        return self.provider, self.model
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,19 +85,44 @@ class SharedBlob:
     size_bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class ModelCosts:
+    """What a stage of a model holds beside its weights, whatever the device.
+
+    Attributes:
+        precision: of the model's weights.
+        kv_bytes: keys and values of each unit for all slots; 0 beside blocks.
+        shared: blobs that units share, by neighbouring users.
+    """
+
+    precision: Precision
+    kv_bytes: tuple[int, ...]
+    shared: tuple[SharedBlob, ...]
+
+
+def model_costs(model: ModelManifest, workload: Workload) -> ModelCosts:
+    """What a manifest says of a stage's memory."""
+    block_bytes = model.kv.bytes_per_token() * workload.context * workload.slots
+    return ModelCosts(
+        precision=model.precision,
+        kv_bytes=tuple(block_bytes if unit.kind == "block" else 0 for unit in model.units),
+        shared=shared_blobs(model),
+    )
+
+
 def provider_costs(
-    model: ModelManifest, device: DeviceProfile, workload: Workload, first_unit: int
+    models: Sequence[ModelManifest], device: DeviceProfile, workload: Workload, first_unit: int
 ) -> tuple[ProviderCosts, ...]:
-    """Costs by provider, in the device's order of preference.
+    """Costs by model and provider, in the models' and then in the device's order of preference.
 
     Args:
-        model: the compiled model.
+        models: the compiled model, at each of its precisions.
         device: what was measured of the device.
         workload: what the predictions assume.
         first_unit: first unit that the device may get; 1 beside the source.
     """
     found = []
-    for provider in device.providers:
+    for (number, model), provider in itertools.product(enumerate(models), device.providers):
         view = _view(model, workload, provider)
         if view is None:
             continue
@@ -113,6 +142,7 @@ def provider_costs(
                         max(resident, least)
                         for (_, _, resident), least in zip(costs, blobs, strict=True)
                     ),
+                    model=number,
                 )
             )
     return tuple(found)

@@ -162,7 +162,8 @@ class Finished(Message, frozen=True):
     Attributes:
         compute_seconds: what all stages spent on decode steps, the prompt not included.
         kept_tokens: of the prompt, that the stages held already from an earlier one.
-        is_mixed: stages differ in provider, target or ONNX Runtime version, and so in rounding.
+        is_mixed: stages differ in provider, target, precision or ONNX Runtime version, and so in
+            rounding.
         answer: which one of several.
         links: how hidden states travelled from each stage to the next.
     """

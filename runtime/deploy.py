@@ -12,7 +12,7 @@ import contextlib
 import math
 import secrets
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import TypeVar
@@ -25,7 +25,7 @@ from edgeshard.runtime.channel import KeyPair, Network
 from edgeshard.runtime.machine import cluster_digest
 from edgeshard.runtime.schedule_limits import MIN_CHUNK_TOKENS
 from edgeshard.schemas.cluster import Cluster
-from edgeshard.schemas.common import Activation, Blob, Target
+from edgeshard.schemas.common import Activation, Blob
 from edgeshard.schemas.model import ModelManifest
 from edgeshard.schemas.plan import Plan
 from edgeshard.schemas.shard import ShardManifest
@@ -65,7 +65,8 @@ class Deployment:
     """A chain that takes requests, and the bytes that this took.
 
     Attributes:
-        is_mixed: stages differ in provider, target or ONNX Runtime version, and so in rounding.
+        is_mixed: stages differ in provider, target, precision or ONNX Runtime version, and so in
+            rounding.
         links: how hidden states travel from each stage to the next.
     """
 
@@ -91,6 +92,7 @@ def deploy(
     keys: KeyPair,
     fuse_stage: FuseStage,
     *,
+    others: Sequence[tuple[ModelManifest, Blob]] = (),
     on_progress: Callable[[DeployProgress], None] = lambda progress: None,
     drain_seconds: float = 0.0,
     silence_seconds: float = 30.0,
@@ -101,11 +103,13 @@ def deploy(
     Args:
         store: with the compiled model.
         manifest: of the model.
-        model: the manifest's blob, which the plan was made for.
+        model: the manifest's blob, which the plan was made for; where its stages differ in
+            precision, of the first one's.
         plan: what to run where.
         cluster: the devices; the agents must have read the same file.
         keys: of an operator.
         fuse_stage: makes the shard of units `[start, stop)`.
+        others: manifests of the stages that have another precision, with their blobs.
         on_progress: told what happens; called from several threads.
         drain_seconds: how long requests of an earlier deployment may take to finish.
         silence_seconds: how long a step may take before it counts as lost.
@@ -118,15 +122,18 @@ def deploy(
         DeviceError: a device refused its stage, or the chain did not start.
         ArtifactError: a blob is missing or changed.
     """
-    _check(plan, model, cluster)
+    models = {blob.digest: (one, blob) for one, blob in ((manifest, model), *others)}
+    _check(plan, model, cluster, set(models))
     if chunk_tokens < MIN_CHUNK_TOKENS:
         raise InputError(
             f"chunk_tokens is {chunk_tokens}, at least {MIN_CHUNK_TOKENS}: one token alone is "
             "rounded in another way than several"
         )
     shards = [
-        fuse_stage(store, view_for(manifest, stage.provider), model, stage.start, stage.stop)
-        for stage in plan.stages
+        fuse_stage(store, view_for(one, stage.provider), blob, stage.start, stage.stop)
+        for stage, (one, blob) in zip(
+            plan.stages, (models[digest] for digest in plan.models), strict=True
+        )
     ]
     crew = _Crew(plan, cluster, keys, on_progress, chunk_tokens)
     try:
@@ -148,7 +155,7 @@ def num_groups(plan: Plan) -> int:
     return max(1, min(plan.slots, needed))
 
 
-def _check(plan: Plan, model: Blob, cluster: Cluster) -> None:
+def _check(plan: Plan, model: Blob, cluster: Cluster, models: Set[str]) -> None:
     if plan.unsupported:
         raise InputError(
             f"the plan asks for {' and '.join(plan.unsupported)}, which no stage can do yet; "
@@ -156,6 +163,12 @@ def _check(plan: Plan, model: Blob, cluster: Cluster) -> None:
         )
     if plan.model != model.digest:
         raise InputError(f"the plan is for model {plan.model}, the store's is {model.digest}")
+    for index, digest in enumerate(plan.models):
+        if digest not in models:
+            raise InputError(
+                f"stage {index} of the plan is of model {digest}, which the store does not have; "
+                "compile it there, or plan again without it"
+            )
     if plan.source != cluster.source:
         raise InputError(f"the plan's source is {plan.source}, the cluster's is {cluster.source}")
     names = [stage.device for stage in plan.stages]
@@ -209,7 +222,7 @@ class _Crew:
     ) -> Deployment:
         needed = list(dict.fromkeys([*self._names, self._plan.source]))
         runtimes = dict(zip(needed, self._on_each(needed, self._greet), strict=True))
-        is_mixed = self._is_mixed([shard.target for shard, _ in shards], runtimes)
+        is_mixed = self._is_mixed([shard for shard, _ in shards], runtimes)
         blobs = {name: self._blobs(name, manifest, model, shards) for name in needed}
         moved = self._on_each(needed, lambda name: self._send(name, store, blobs[name]))
         self._on_each(list(self._agents), lambda name: self._stop(name, needed, drain_seconds))
@@ -242,9 +255,11 @@ class _Crew:
             self._plan.links,
         )
 
-    def _is_mixed(self, targets: Sequence[Target], runtimes: Mapping[str, str]) -> bool:
-        stages = zip(self._plan.stages, targets, strict=True)
-        kinds = {(stage.provider, target, runtimes[stage.device]) for stage, target in stages}
+    def _is_mixed(self, shards: Sequence[ShardManifest], runtimes: Mapping[str, str]) -> bool:
+        kinds = {
+            (stage.provider, shard.target, shard.precision, runtimes[stage.device])
+            for stage, shard in zip(self._plan.stages, shards, strict=True)
+        }
         return len(kinds) > 1
 
     def _blobs(

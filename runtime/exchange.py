@@ -62,8 +62,8 @@ class Result:
         kept_tokens: of the prompt, that were not computed again as an earlier prompt had them.
         trace: of a traced request: what every step took where; see `runtime/token_times.py`.
         links: how hidden states travelled from each stage to the next; only fp32 loses nothing.
-        is_mixed: stages differ in provider, target or ONNX Runtime version: other devices of the
-            same model may round, and at a near tie choose, differently.
+        is_mixed: stages differ in provider, target, precision or ONNX Runtime version: other
+            devices of the same model may round, and at a near tie choose, differently.
         seed: that a request of this answer alone has.
         logprobs: of the tokens, where they were asked for.
         alternatives: of each token, where they were asked for.

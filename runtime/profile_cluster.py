@@ -6,7 +6,7 @@ sent, and the weights of the units that are sampled.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -15,7 +15,7 @@ from edgeshard.runtime.agent_client import AgentClient
 from edgeshard.runtime.channel import KeyPair, Network
 from edgeshard.runtime.profiler import ProfileSpec
 from edgeshard.schemas.cluster import Cluster, Device
-from edgeshard.schemas.common import Blob
+from edgeshard.schemas.common import Blob, changed
 from edgeshard.schemas.model import ModelManifest
 from edgeshard.schemas.profile import DeviceProfile, LinkProfile, Profile
 
@@ -31,6 +31,7 @@ def profile_cluster(
     cluster: Cluster,
     keys: KeyPair,
     *,
+    others: Sequence[tuple[ModelManifest, Blob]] = (),
     all_units: bool = False,
     on_progress: OnProgress = lambda _: None,
 ) -> Profile:
@@ -42,6 +43,7 @@ def profile_cluster(
         model_blob: its manifest.
         cluster: the devices.
         keys: of an operator.
+        others: more models to measure on every device; the links are measured for the first one.
         all_units: measure every block with its own weights instead of one in the middle.
         on_progress: told what happens.
 
@@ -49,14 +51,21 @@ def profile_cluster(
         LinkError: a device does not answer.
         DeviceError: a device is busy or cannot run the graphs.
     """
-    spec = profile_spec(model, model_blob, all_units)
+    models = ((model, model_blob), *others)
+    specs = [(one, profile_spec(one, blob, all_units)) for one, blob in models]
     with Network(keys) as network:
         devices = [
-            _profile_device(network, device, store, model, spec, on_progress)
+            _joined(
+                [
+                    _profile_device(network, device, store, one, spec, on_progress)
+                    for one, spec in specs
+                ]
+            )
             for device in cluster.devices
         ]
         links = _profile_links(network, cluster, model, on_progress)
-    return Profile(models=(model_blob.digest,), devices=tuple(devices), links=tuple(links))
+    digests = tuple(blob.digest for _, blob in models)
+    return Profile(models=digests, devices=tuple(devices), links=tuple(links))
 
 
 def profile_spec(model: ModelManifest, model_blob: Blob, all_units: bool) -> ProfileSpec:
@@ -70,6 +79,18 @@ def profile_spec(model: ModelManifest, model_blob: Blob, all_units: bool) -> Pro
         model=model_blob,
         representatives=tuple(dict.fromkeys(first.values())),
         sampled=tuple(blocks) if all_units else (blocks[len(blocks) // 2],),
+    )
+
+
+def _joined(measured: Sequence[DeviceProfile]) -> DeviceProfile:
+    """One device measured for several models; what no unit has of its own counts at its highest."""
+    return changed(
+        measured[0],
+        units=tuple(unit for one in measured for unit in one.units),
+        memory_bytes=min(one.memory_bytes for one in measured),
+        baseline_bytes=max(one.baseline_bytes for one in measured),
+        workspace_bytes=max(one.workspace_bytes for one in measured),
+        step_overhead_seconds=max(one.step_overhead_seconds for one in measured),
     )
 
 

@@ -17,6 +17,7 @@ from edgeshard.schemas.common import (
     Name,
     Objective,
     Positive,
+    Precision,
     Schema,
     Seconds,
 )
@@ -49,6 +50,8 @@ class Stage(Schema, frozen=True, kw_only=True):
         prefill_hop_seconds: predicted time of the whole prompt's hidden states to the next stage,
             or of the first token back. Files from before these two were written lack them.
         activation: how hidden states travel to the next stage; None: as the plan says for all.
+        model: digest of the manifest whose units it runs; None: the plan's.
+        precision: of its weights; None in a plan of one model.
     """
 
     device: Name
@@ -61,6 +64,8 @@ class Stage(Schema, frozen=True, kw_only=True):
     hop_busy_seconds: Seconds | None = None
     prefill_hop_seconds: Seconds | None = None
     activation: Activation | None = None
+    model: Digest | None = None
+    precision: Precision | None = None
     memory: MemoryUse
 
 
@@ -111,6 +116,7 @@ class Plan(Schema, frozen=True, kw_only=True):
     """Stages in the order of the chain, with what they are predicted to do.
 
     Attributes:
+        model: digest of the manifest; where stages differ in precision, of the first one's.
         prompt_tokens: prompt length that the predictions assume.
         token_seconds: predicted time from one token to the next of a single request.
         tokens_per_second: predicted rate with enough requests in flight.
@@ -153,6 +159,11 @@ class Plan(Schema, frozen=True, kw_only=True):
     def links(self) -> tuple[Activation, ...]:
         """How hidden states travel from each stage to the next; one less than there are stages."""
         return tuple(stage.activation or self.activation for stage in self.stages[:-1])
+
+    @property
+    def models(self) -> tuple[Digest, ...]:
+        """The model of each stage."""
+        return tuple(stage.model or self.model for stage in self.stages)
 
     @property
     def request_seconds(self) -> float:

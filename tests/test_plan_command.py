@@ -10,9 +10,10 @@ from typer.testing import CliRunner
 
 from edgeshard.artifacts.store import Store
 from edgeshard.cli.plan import plan
-from edgeshard.errors import InputError
+from edgeshard.errors import InputError, PlanError
 from edgeshard.schemas import files
 from edgeshard.schemas.accuracy import Accuracy, LinkAccuracy
+from edgeshard.schemas.common import changed
 from edgeshard.schemas.plan import Plan
 from support.planner_cases import MIB, make_device, make_link, make_model, make_profile, measured
 
@@ -75,6 +76,24 @@ def test_what_if_prints_both_plans_and_writes_none(folder: Path) -> None:
     assert not (folder / "plan.json").exists()
 
 
+def test_each_stage_may_have_another_precision_down_to_the_floor(folder: Path) -> None:
+    """fp32 is faster on both devices, but all of it has no room on either."""
+    fp32, _ = Store(folder / "store").model("tiny")
+    int4 = changed(fp32, name="small", precision="int4", units=make_model(6, MIB // 8).units)
+    Store(folder / "store").put_model(int4)
+    units = measured(fp32, 0.01) + measured(int4, 0.02)
+    devices = [make_device("a", units, memory_bytes=6 * MIB)]
+    devices.append(make_device("b", units, memory_bytes=MIB))
+    links = [make_link("a", "b"), make_link("b", "a")]
+    files.write(folder / "profile.json", make_profile(devices, links))
+    both = ("--model", "small")
+    run(*both)
+    made = files.read(folder / "plan.json", Plan)
+    assert [stage.precision for stage in made.stages] == ["fp32", "int4"]
+    with pytest.raises(PlanError, match="no plan fits"):
+        run(*both, "--min-precision", "int8", "--force")
+
+
 def test_the_page_is_written_beside_the_plan(folder: Path) -> None:
     run("--html", "plan.html", "--new-tokens", "64")
     assert (folder / "plan.html").read_text("utf-8").startswith("<!doctype html>")
@@ -129,6 +148,7 @@ def test_nothing_is_replaced_unasked(folder: Path) -> None:
         (("--objective", "speed"), "unknown objective 'speed'; known: latency, throughput"),
         (("--format", "xml"), "unknown format 'xml'; known: text, json"),
         (("--activation", "int4"), "unknown activation 'int4'; known: fp32, fp16, int8"),
+        (("--min-precision", "bf16"), "unknown precision 'bf16'; known: int4, int8, fp16, fp32"),
         (("--method", "magic"), "unknown method 'magic'"),
         (("--what-if", "moon=full"), "is not understood"),
     ],

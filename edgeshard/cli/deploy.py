@@ -16,7 +16,10 @@ def deploy(
     cluster: Annotated[Path, typer.Option(help="The cluster file.")],
     key: Annotated[Path, typer.Option(help="Secret key file of an operator.")],
     store: Annotated[Path, typer.Option(help="Store with the compiled model.")],
-    model: Annotated[str, typer.Option(help="Name of the model in the store.")],
+    model: Annotated[
+        str | None,
+        typer.Option(help="Name of the model in the store; default: what the plan was made for."),
+    ] = None,
     drain: Annotated[
         float,
         typer.Option(min=0, help="Seconds that requests of what runs now may take to finish."),
@@ -42,15 +45,17 @@ def deploy(
     from edgeshard.schemas.plan import Plan
 
     opened = Store(store)
-    manifest, blob = opened.model(model)
+    made = files.read(plan, Plan)
+    manifest, blob = opened.find(made.model) if model is None else opened.model(model)
     deployment = deploy_plan(
         opened,
         manifest,
         blob,
-        files.read(plan, Plan),
+        made,
         files.read(cluster, Cluster),
         load_keys(key),
         fuse,
+        others=[opened.find(one) for one in sorted({*made.models} - {made.model})],
         on_progress=Narrator(),
         drain_seconds=drain,
         chunk_tokens=chunk_tokens,
@@ -65,7 +70,7 @@ def deploy(
         "there already"
     )
     if deployment.is_mixed:
-        typer.echo("mixed: stages differ in provider, target or ONNX Runtime version")
+        typer.echo("mixed: stages differ in provider, target, precision or ONNX Runtime version")
     if deployment.is_lossy:
         typer.echo(f"lossy: hidden states travel as {', '.join(deployment.links)} between stages")
 

@@ -132,7 +132,7 @@ def _timings(result: Result) -> str:
         mean = sum(result.token_seconds) / len(result.token_seconds)
         text += f", then {mean * 1000:.1f} ms each ({1 / mean:.1f} tokens/s)"
     if result.is_mixed:
-        text += "; mixed: stages differ in provider or ONNX Runtime version"
+        text += "; mixed: stages differ in provider, target, precision or ONNX Runtime version"
     if result.is_lossy:
         text += f"; lossy: hidden states travel as {', '.join(result.links)} between stages"
     return text

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, cast, get_args
 import typer
 
 from edgeshard.errors import InputError
-from edgeshard.schemas.common import Activation, Blob, Objective, changed
+from edgeshard.schemas.common import Activation, Blob, Floor, Objective, changed
 
 TYPICAL_PROMPT = 128
 
@@ -25,7 +25,17 @@ def plan(
     profile: Annotated[Path, typer.Option(help="The profile file.")],
     cluster: Annotated[Path, typer.Option(help="The cluster file; names the source.")],
     store: Annotated[Path, typer.Option(help="Store with the compiled model.")],
-    model: Annotated[str, typer.Option(help="Name of the model in the store.")],
+    model: Annotated[
+        list[str],
+        typer.Option(
+            help="Name of the model in the store. May be repeated: one checkpoint at several "
+            "precisions, of which each stage takes the fastest that fits."
+        ),
+    ],
+    min_precision: Annotated[
+        str | None,
+        typer.Option(help="Lowest precision of a stage's weights: int4, int8, fp16 or fp32."),
+    ] = None,
     objective: Annotated[str, typer.Option(help="latency or throughput.")] = "latency",
     context: Annotated[int, typer.Option(min=1, help="Positions of a sequence.")] = 2048,
     slots: Annotated[int, typer.Option(min=1, help="Sequences held at once.")] = 1,
@@ -91,6 +101,7 @@ def plan(
     from edgeshard.plan_report import Report, what_if_json, what_if_text
     from edgeshard.planner.baselines import Method
     from edgeshard.planner.plan import costs_of
+    from edgeshard.planner.precisions import allowed
     from edgeshard.planner.what_if import what_if as changed_profile
     from edgeshard.schemas import files
     from edgeshard.schemas.cluster import Cluster
@@ -101,7 +112,13 @@ def plan(
     _known("format", format, ("text", "json"))
     if method is not None:
         _known("method", method, get_args(Method))
-    manifest, blob = Store(store).model(model)
+    if min_precision is not None:
+        _known("precision", min_precision, get_args(Floor))
+    opened = Store(store)
+    (manifest, blob), *others = allowed(
+        [opened.model(name) for name in dict.fromkeys(model)],
+        cast("Floor | None", min_precision),
+    )
     measured = files.read(profile, Profile)
     wishes = Wishes(
         manifest,
@@ -115,8 +132,9 @@ def plan(
         batch,
         cast("Activation", activation),
         cast("Method | None", method),
-        None if accuracy is None else _accuracy(accuracy, blob),
+        None if accuracy is None else _accuracy(accuracy, [blob, *(one for _, one in others)]),
         head_at_source,
+        tuple(others),
     )
     if what_if:
         before, after = wishes.plan(measured), wishes.plan(changed_profile(measured, what_if))
@@ -126,7 +144,8 @@ def plan(
     if html is not None:
         _check_free(html, force)
     made = wishes.plan(measured)
-    report = Report(made, measured, costs_of(measured, made, manifest), wishes.plan)
+    costs = costs_of(measured, made, manifest, [other for other, _ in others])
+    report = Report(made, measured, costs, wishes.plan)
     if format == "json":
         typer.echo(report.json(explain, front, replicas))
     else:
@@ -155,6 +174,7 @@ class Wishes:
     method: Method | None = None
     accuracy: Accuracy | None = None
     head_at_source: bool = False
+    others: tuple[tuple[ModelManifest, Blob], ...] = ()
 
     def plan(self, profile: Profile) -> Plan:
         """The plan for a profile."""
@@ -174,8 +194,11 @@ class Wishes:
             batch=self.batch,
             activation=self.activation,
             head_at_source=self.head_at_source,
+            others=[(other, blob.digest) for other, blob in self.others],
         )
         if self.accuracy is None or self.activation == "fp32":
+            return made
+        if set(made.models) != {self.accuracy.model}:
             return made
         cuts = tuple(stage.start for stage in made.stages[1:])
         return changed(made, accuracy=self.accuracy.of(self.activation, cuts))
@@ -211,15 +234,16 @@ def write_plan(
     return made
 
 
-def _accuracy(path: Path, model: Blob) -> Accuracy:
+def _accuracy(path: Path, models: list[Blob]) -> Accuracy:
     from edgeshard.schemas import files
     from edgeshard.schemas.accuracy import Accuracy
 
     found = files.read(path, Accuracy)
-    if found.model != model.digest:
+    digests = [model.digest for model in models]
+    if found.model not in digests:
         raise InputError(
-            f"{path} was measured of model {found.model}, this one is {model.digest}; measure it "
-            "with `esc verify --links`"
+            f"{path} was measured of model {found.model}, this one is {' or '.join(digests)}; "
+            "measure it with `esc verify --links`"
         )
     return found
 

@@ -10,14 +10,19 @@ import typer
 from edgeshard.errors import InputError
 
 if TYPE_CHECKING:
-    from edgeshard.schemas.profile import Profile
+    from edgeshard.schemas.profile import Profile, UnitProfile
 
 
 def profile(
     cluster: Annotated[Path, typer.Option(help="The cluster file.")],
     key: Annotated[Path, typer.Option(help="Secret key file of an operator.")],
     store: Annotated[Path, typer.Option(help="Store with the compiled model.")],
-    model: Annotated[str, typer.Option(help="Name of the model in the store.")],
+    model: Annotated[
+        list[str],
+        typer.Option(
+            help="Name of the model in the store. May be repeated, to plan over several precisions."
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="Where the profile goes.")] = Path("profile.json"),
     all_units: Annotated[
         bool, typer.Option("--all-units", help="Measure every block with its own weights.")
@@ -38,13 +43,14 @@ def profile(
     if out.exists() and not force:
         raise InputError(f"{out} exists; give --force to replace it or --out for another place")
     opened = Store(store)
-    manifest, blob = opened.model(model)
+    (manifest, blob), *others = (opened.model(name) for name in dict.fromkeys(model))
     measured = profile_cluster(
         opened,
         manifest,
         blob,
         files.read(cluster, Cluster),
         load_keys(key),
+        others=others,
         all_units=all_units,
         on_progress=lambda text: typer.echo(text, err=True),
     )
@@ -53,12 +59,17 @@ def profile(
     typer.echo(f"written to {out}")
 
 
+def _name(unit: UnitProfile, measured: Profile) -> str:
+    """What a unit is, and its precision where several were measured."""
+    return f"{unit.kind} {unit.precision}" if len(measured.models) > 1 else unit.kind
+
+
 def profile_lines(measured: Profile) -> list[str]:
     """What a person wants to see of a profile: a line a device, a line a link."""
     lines = []
     for device in measured.devices:
         parts = [
-            f"{unit.kind} {unit.decode[0].time.median_seconds * 1e3:.3f} ms"
+            f"{_name(unit, measured)} {unit.decode[0].time.median_seconds * 1e3:.3f} ms"
             + (f" (real block ±{unit.sample_deviation:.0%})" if unit.sample_deviation else "")
             for unit in device.units
         ]

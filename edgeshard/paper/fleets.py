@@ -20,7 +20,7 @@ from edgeshard.planner.baselines import Method, baseline
 from edgeshard.planner.costs import CostTable, DeviceCosts
 from edgeshard.planner.partition import best_partition
 from edgeshard.planner.predict import bottleneck_seconds, latency_seconds
-from edgeshard.planner.units import ProviderCosts, Workload
+from edgeshard.planner.units import ModelCosts, ProviderCosts, Workload
 from edgeshard.schemas.common import Objective
 
 SIZES = (3, 4, 5, 6, 7)
@@ -109,10 +109,8 @@ def fleet(number: int) -> CostTable:
     return CostTable(
         source=0,
         workload=Workload(context=128, slots=1, prompt_tokens=1, decode_context=0),
-        precision="fp32",
         unit_names=names,
-        kv_bytes=(0,) * len(names),
-        shared=(),
+        models=(ModelCosts("fp32", (0,) * len(names), ()),),
         devices=tuple(devices),
         hop_seconds=hop,
         hop_busy_seconds=busy,

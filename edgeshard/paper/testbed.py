@@ -20,7 +20,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from edgeshard.planner.costs import CostTable, DeviceCosts, Seconds
-from edgeshard.planner.units import ProviderCosts, Workload
+from edgeshard.planner.units import ModelCosts, ProviderCosts, Workload
 
 Model = Literal["llama2-7b", "llama2-13b", "llama2-70b"]
 Kind = Literal["agx-orin", "orin-nx", "rtx-3090"]
@@ -84,10 +84,8 @@ def cost_table(setting: Setting) -> CostTable:
     return CostTable(
         source=0,
         workload=Workload(context=128, slots=1, prompt_tokens=1, decode_context=0),
-        precision="fp32",
         unit_names=unit_names(setting.model),
-        kv_bytes=(0,) * len(unit_names(setting.model)),
-        shared=(),
+        models=(ModelCosts("fp32", (0,) * len(unit_names(setting.model)), ()),),
         devices=tuple(
             _device(setting, kind, f"{kind}-{kinds[:index].count(kind)}")
             for index, kind in enumerate(kinds)

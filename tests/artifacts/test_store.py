@@ -184,6 +184,14 @@ def test_a_model_is_found_by_its_name(store: Store) -> None:
     assert store.model(manifest.name) == (manifest, blob)
 
 
+def test_a_model_is_found_by_its_digest(store: Store) -> None:
+    manifest = compiled("grouped").manifest
+    blob = store.put_model(manifest)
+    assert store.find(blob.digest) == (manifest, blob)
+    with pytest.raises(InputError, match=r"no model in .* is sha256:0000"):
+        store.find("sha256:" + "0" * 64)
+
+
 def test_an_unknown_name_is_refused_with_those_that_are_known(store: Store) -> None:
     with pytest.raises(InputError, match=r"none; run `esc compile`"):
         store.model("llama")

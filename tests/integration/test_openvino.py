@@ -129,7 +129,7 @@ def test_an_agent_of_another_build_is_profiled_like_any(
 
     assert plain.runtime == ort.__version__ != other.runtime
     assert {(u.provider, u.target) for u in other.units} == {(OPENVINO, "portable"), (CPU, "ort")}
-    assert OPENVINO in {c.provider for c in provider_costs(model.manifest, other, workload, 1)}
+    assert OPENVINO in {c.provider for c in provider_costs([model.manifest], other, workload, 1)}
 
 
 def test_a_mixed_chain_gives_the_same_text_and_says_that_it_is_mixed(

@@ -59,7 +59,7 @@ def test_an_unmeasured_link_costs_infinity() -> None:
 
 def test_blocks_keep_keys_and_values_of_all_slots() -> None:
     block_bytes = 2 * 1 * 16 * 4 * 100 * 3
-    assert table().kv_bytes == (0, block_bytes, block_bytes, 0)
+    assert table().models[0].kv_bytes == (0, block_bytes, block_bytes, 0)
 
 
 def test_a_device_of_another_model_is_left_out_with_the_reason() -> None:

@@ -23,7 +23,7 @@ def test_units_of_one_structure_share_a_measurement() -> None:
     model = make_model(3)
     times = (1.0, 2.0, 2.0, 2.0, 3.0)
     seconds = dict(zip((unit.structure for unit in model.units), times, strict=True))
-    (costs,) = provider_costs(model, make_device("a", measured(model, seconds)), WORKLOAD, 0)
+    (costs,) = provider_costs([model], make_device("a", measured(model, seconds)), WORKLOAD, 0)
     assert costs.decode_seconds == (1.0, 2.0, 2.0, 2.0, 3.0)
     assert costs.prefill_seconds == (8.0, 16.0, 16.0, 16.0, 24.0)
 
@@ -31,28 +31,28 @@ def test_units_of_one_structure_share_a_measurement() -> None:
 def test_resident_bytes_are_at_least_the_blobs() -> None:
     model = make_model(1, weights_bytes=[3 * MIB, 5 * MIB, 3 * MIB])
     units = measured(model, 1.0, resident_bytes=4 * MIB)
-    (costs,) = provider_costs(model, make_device("a", units), WORKLOAD, 0)
+    (costs,) = provider_costs([model], make_device("a", units), WORKLOAD, 0)
     assert costs.weights_bytes == (4 * MIB, 5 * MIB, 4 * MIB)
 
 
 def test_providers_keep_the_order_of_the_device() -> None:
     model = make_model()
     device = make_device("a", measured(model, 1.0, GPU) + measured(model, 2.0, CPU))
-    found = provider_costs(model, device, WORKLOAD, 0)
+    found = provider_costs([model], device, WORKLOAD, 0)
     assert [costs.provider for costs in found] == [GPU, CPU]
 
 
 def test_a_provider_that_lacks_a_structure_does_not_count() -> None:
     model = make_model()
     device = make_device("a", measured(model, 1.0, GPU)[:-1] + measured(model, 2.0, CPU))
-    assert [costs.provider for costs in provider_costs(model, device, WORKLOAD, 0)] == [CPU]
+    assert [costs.provider for costs in provider_costs([model], device, WORKLOAD, 0)] == [CPU]
 
 
 def test_beside_the_source_the_embedding_need_not_be_measured() -> None:
     model = make_model()
     device = make_device("b", measured(model, 1.0)[1:])
-    assert len(provider_costs(model, device, WORKLOAD, 1)) == 1
-    assert provider_costs(model, device, WORKLOAD, 0) == ()
+    assert len(provider_costs([model], device, WORKLOAD, 1)) == 1
+    assert provider_costs([model], device, WORKLOAD, 0) == ()
 
 
 def test_measurements_of_another_precision_or_target_do_not_count() -> None:
@@ -60,8 +60,8 @@ def test_measurements_of_another_precision_or_target_do_not_count() -> None:
     device = make_device("a", measured(model, 1.0))
     int4 = msgspec.structs.replace(model, precision="int4")
     portable = msgspec.structs.replace(model, target="portable")
-    assert provider_costs(int4, device, WORKLOAD, 0) == ()
-    assert provider_costs(portable, device, WORKLOAD, 0) == ()
+    assert provider_costs([int4], device, WORKLOAD, 0) == ()
+    assert provider_costs([portable], device, WORKLOAD, 0) == ()
 
 
 def test_what_is_unmeasured_is_counted_with_the_next_step() -> None:
@@ -90,7 +90,7 @@ def test_a_provider_is_planned_with_the_target_that_it_runs() -> None:
     variant = _variant(model, "tensorrt", WORKLOAD.context)
     model = msgspec.structs.replace(model, variants=(variant,))
     units = measured(model, 2.0, CPU) + measured(model.view("tensorrt"), 1.0, TENSORRT)
-    found = provider_costs(model, make_device("a", units), WORKLOAD, 0)
+    found = provider_costs([model], make_device("a", units), WORKLOAD, 0)
 
     assert {c.provider: c.decode_seconds[0] for c in found} == {CPU: 2.0, TENSORRT: 1.0}
 
@@ -101,7 +101,7 @@ def test_a_target_made_for_another_context_does_not_count_and_says_so() -> None:
     model = msgspec.structs.replace(model, variants=(variant,))
     device = make_device("a", measured(model.view("tensorrt"), 1.0, TENSORRT))
 
-    assert provider_costs(model, device, WORKLOAD, 0) == ()
+    assert provider_costs([model], device, WORKLOAD, 0) == ()
     text = unmeasured(model, device, WORKLOAD, 0)
     assert f"{TENSORRT} cannot run tiny" in text
     assert "compile with another --target or --context" in text

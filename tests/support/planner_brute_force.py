@@ -1,4 +1,4 @@
-"""Every chain there is: all ordered device subsets, all cuts, all providers; clear, not fast.
+"""Every chain there is: all ordered device subsets, cuts, providers, precisions; clear, not fast.
 
 Reads the manifest and the profile itself, so that it shares no code with the planner.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from edgeshard.schemas.model import ModelManifest
@@ -34,14 +34,16 @@ def every_chain(
     context: int,
     slots: int,
     head_at_source: bool = False,
+    others: Sequence[ModelManifest] = (),
 ) -> Iterator[Chain]:
     devices = {device.name: device for device in profile.devices}
     for names, spans in _every_cut(len(model.units), list(devices), source, head_at_source):
-        for providers in itertools.product(*(devices[name].providers for name in names)):
+        choices = [itertools.product((model, *others), devices[name].providers) for name in names]
+        for chosen in itertools.product(*choices):
             seconds: defaultdict[str, float] = defaultdict(float)
             held: defaultdict[str, int] = defaultdict(int)
-            for name, provider, span in zip(names, providers, spans, strict=True):
-                stage = _stage(model, devices[name], provider, span, context, slots, source)
+            for name, (of, provider), span in zip(names, chosen, spans, strict=True):
+                stage = _stage(of, devices[name], provider, span, context, slots, source)
                 seconds[name] += stage[0]
                 held[name] += stage[1]
             hops = _hops(model, profile, names)
@@ -94,7 +96,9 @@ def _stage(
 ) -> tuple[float, int]:
     """Seconds and bytes of a stage; infinite where the provider is not fully measured."""
     profiles: dict[str, UnitProfile] = {
-        unit.structure: unit for unit in device.units if unit.provider == provider
+        unit.structure: unit
+        for unit in device.units
+        if (unit.provider, unit.precision) == (provider, model.precision)
     }
     may_get = model.units if device.name == source else model.units[1:]
     if any(unit.structure not in profiles for unit in may_get):

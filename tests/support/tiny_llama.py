@@ -134,9 +134,14 @@ class CompiledModel:
         context: int = CONTEXT,
         threads: int = 1,
         links: Sequence[Activation] = (),
+        models: Sequence[CompiledModel] = (),
     ) -> Chain:
-        """Its shards, cut before the units `cuts`; `links` round hidden states between them."""
-        return Chain(self, cuts, links, slots=slots, context=context, threads=threads)
+        """Its shards, cut before the units `cuts`; `links` round hidden states between them.
+
+        Each stage is of one of `models`, where they are given.
+        """
+        each = models or (self,) * (len(cuts) + 1)
+        return Chain(each, cuts, links, slots=slots, context=context, threads=threads)
 
 
 @cache
@@ -152,7 +157,7 @@ class Chain(AbstractContextManager["Chain"]):
 
     def __init__(
         self,
-        model: CompiledModel,
+        models: Sequence[CompiledModel],
         cuts: Sequence[int],
         links: Sequence[Activation],
         *,
@@ -161,9 +166,9 @@ class Chain(AbstractContextManager["Chain"]):
         threads: int,
     ) -> None:
         self._links = links or ("fp32",) * len(cuts)
-        ends = [0, *cuts, len(model.manifest.units)]
+        ends = [0, *cuts, len(models[0].manifest.units)]
         self._sessions = []
-        for start, stop in pairwise(ends):
+        for model, (start, stop) in zip(models, pairwise(ends), strict=True):
             shard, _ = fuse(model.store, model.manifest, model.blob, start, stop)
             self._sessions.append(
                 ShardSession.open(model.store, shard, threads=threads, context=context, slots=slots)
