@@ -19,7 +19,7 @@ NEEDED = (
     *("config.json", "generation_config.json", "model.safetensors.index.json"),
     *("model.safetensors", "model-*-of-*.safetensors"),
     *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"),
-    "chat_template.jinja",
+    *("added_tokens.json", "chat_template.jinja"),
 )
 
 

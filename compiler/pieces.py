@@ -111,15 +111,17 @@ def _pipeline(model: models.Model, pieces: Sequence[Piece], rules: Rules) -> tok
     if rules.charsmap:
         steps.append(normalizers.Precompiled(rules.charsmap))
     if rules.one_space:
-        steps += [
-            normalizers.Strip(),
-            normalizers.Replace(tokenizers.Regex(" {2,}"), " "),
-        ]
+        # A prefix that stands before the first character alone must find the text's beginning.
+        steps.append(normalizers.Strip(left=rules.prefix != "first"))
+        steps.append(normalizers.Replace(tokenizers.Regex(" {2,}"), " "))
     if rules.prefix == "always":
         steps.append(normalizers.Prepend(SPACE))
-    found.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", SPACE)])
+    if not rules.one_space or rules.prefix != "first":
+        steps.append(normalizers.Replace(" ", SPACE))
+    found.normalizer = normalizers.Sequence(steps)
     if rules.prefix == "first":
-        # Metaspace leaves its prefix out where the text begins with one; no space is left by now.
+        # Metaspace adds no prefix to what begins with one: with `one_space` that is wanted, and
+        # without it no space is left by now.
         found.pre_tokenizer = pre_tokenizers.Sequence(
             [
                 pre_tokenizers.Metaspace(" ", prepend_scheme="first", split=False),

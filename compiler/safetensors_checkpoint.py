@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from edgeshard.compiler.checkpoint import PICKLED, PICKLED_REMEDY, check_architecture
+from edgeshard.compiler.sentencepiece_model import read_model
 from edgeshard.compiler.stored import VALUE_BYTES, read_rows, widen
 from edgeshard.errors import InputError
 
@@ -113,6 +114,8 @@ class SafetensorsCheckpoint:
             "tokenizer.json",
             "tokenizer.model",
             "tokenizer_config.json",
+            "special_tokens_map.json",
+            "added_tokens.json",
             "chat_template.jinja",
         )
         paths = [self.path / name for name in extras if (self.path / name).exists()]
@@ -163,13 +166,30 @@ class SafetensorsCheckpoint:
 
     def tokenizer(self) -> transformers.PreTrainedTokenizerBase | None:
         """See `Checkpoint.tokenizer`."""
-        if not any((self.path / name).exists() for name in ("tokenizer.json", "tokenizer.model")):
-            return None
+        model = self.path / "tokenizer.model"
         try:
-            return transformers.AutoTokenizer.from_pretrained(self.path)
-        except Exception as error:  # of the tokenizers package, or of what reads tokenizer.model
+            if (self.path / "tokenizer.json").exists():
+                return transformers.AutoTokenizer.from_pretrained(self.path)
+            return self._from_sentencepiece(model) if model.exists() else None
+        except InputError:
+            raise
+        except Exception as error:  # of the tokenizers package, or of transformers
             line = " ".join(str(error).split())[:200]
             raise InputError(f"the tokenizer of {self.path} cannot be read: {line}") from error
+
+    def _from_sentencepiece(self, model: Path) -> transformers.PreTrainedTokenizerBase:
+        """Text from SentencePiece's file; special tokens and template from the files beside it."""
+        beside = self.path / "tokenizer_config.json"
+        said = self._json(beside.name) if beside.exists() else {}
+        # What is unsaid is as transformers' tokenizer of Llama has it.
+        pipeline, special = read_model(model, is_legacy=said.get("legacy") is True)
+        unsaid = {name: text for name, text in special.items() if name not in said}
+        return transformers.PreTrainedTokenizerFast.from_pretrained(
+            self.path,
+            tokenizer_object=pipeline,
+            add_bos_token=said.get("add_bos_token", "bos_token" in special),
+            **unsaid,
+        )
 
 
 def _check_plain(path: Path, plain: dict[str, object]) -> None:

@@ -35,6 +35,7 @@ ALLOWED = {
             "onnx",
             "optimum",
             "safetensors",
+            "sentencepiece",
             "tokenizers",
             "torch",
         ),
