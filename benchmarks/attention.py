@@ -19,7 +19,7 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
-from edgeshard.runtime.session import TILED_ATTENTION_OFF, session_options
+from edgeshard.runtime.loading import TILED_ATTENTION_OFF, session_options
 
 VARIANTS = {
     "tiled, scale as attribute": (True, None),

@@ -22,7 +22,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from edgeshard.runtime.session import TILED_ATTENTION_OFF, session_options
+from edgeshard.runtime.loading import TILED_ATTENTION_OFF, session_options
 
 BLOCKS, HIDDEN, FFN, VOCAB, HEADS, KV_HEADS, HEAD = 30, 576, 1536, 49152, 9, 3, 64
 CAPACITY = 2048

@@ -42,6 +42,7 @@ class Round:
     ready_from_disk: float
     ready_mib: float
     used_mib: float
+    peak_mib: float
 
 
 def forget(store: Store, blobs: list[Blob]) -> None:
@@ -56,6 +57,12 @@ def disk_bytes(pid: int) -> int:
     """What a process had read from the disk."""
     lines = Path(f"/proc/{pid}/io").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("read_bytes"))
+
+
+def peak_bytes(pid: int) -> int:
+    """The most that a process has held at any time."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 
 def one_round(
@@ -87,8 +94,15 @@ def one_round(
         with Client.connect(running.local.cluster_path, running.local.key_path) as client:
             use(client, context)
         used_mib = running.workers[0].memory_info().rss / MIB
+        peak_mib = peak_bytes(running.workers[0].pid) / MIB
     return Round(
-        read, read_bytes / size, ended[0] - begun[0], from_disk / size, ready_mib, used_mib
+        read_seconds=read,
+        read_from_disk=read_bytes / size,
+        ready_seconds=ended[0] - begun[0],
+        ready_from_disk=from_disk / size,
+        ready_mib=ready_mib,
+        used_mib=used_mib,
+        peak_mib=peak_mib,
     )
 
 
@@ -132,7 +146,8 @@ def main() -> None:
     )
     for what, values in (
         ("when ready", [one.ready_mib for one in rounds]),
-        ("in use", [one.used_mib for one in rounds]),
+        ("after the answer", [one.used_mib for one in rounds]),
+        ("at its highest", [one.peak_mib for one in rounds]),
     ):
         print(
             f"| resident {what}, MiB | {spread(values, 0)} | {memory_limit:.0f} | "

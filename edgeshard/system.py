@@ -7,11 +7,14 @@ Windows, where nobody has run it (docs/targets.md).
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+# Linux reads pages of a shared mapping from their file again; elsewhere that was not looked into.
+HAS_FORGET = sys.platform == "linux"
 HAS_MODES = os.name == "posix"
 # A terminal's Ctrl-C is to reach the agent alone: Windows says so by a flag, POSIX by a session.
 NEW_GROUP: int = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)
@@ -98,3 +101,21 @@ def trim_memory() -> None:
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:
             trim(0)
+
+
+def reserve(handle: int, size_bytes: int) -> None:
+    """Give an open file its length, on the disk too, so that writing to its pages cannot fail.
+
+    Raises:
+        OSError: there is no room.
+    """
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(handle, 0, size_bytes)
+    else:
+        os.ftruncate(handle, size_bytes)
+
+
+def forget_pages(pages: mmap.mmap) -> None:
+    """Let go of the memory of a mapped file, which is read again where it is wanted."""
+    if sys.platform == "linux":
+        pages.madvise(mmap.MADV_DONTNEED)

@@ -11,81 +11,33 @@ places with a spare one, which the step has written.
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
-from onnxruntime.capi import onnxruntime_pybind11_state as pybind
 
 from edgeshard.artifacts.graph_check import check_graph, read_graph
 from edgeshard.artifacts.store import Store
 from edgeshard.errors import DeviceError, InputError
 from edgeshard.runtime.kv_cache import KINDS, CacheArray, device_of, make_arrays
-from edgeshard.runtime.machine import physical_cores
-from edgeshard.runtime.providers import ProviderList, provider_list
+from edgeshard.runtime.loading import (
+    ORT_ERRORS,
+    Loaded,
+    choose_attention,
+    load,
+    session_options,
+)
+from edgeshard.runtime.providers import provider_list
 from edgeshard.schemas.shard import ShardManifest
 from edgeshard.schemas.targets import CPU, check_target
 
 Floats = NDArray[np.float32]
-TILED_ATTENTION_OFF = "ORT_GQA_DISABLE_FLASH_ATTENTION"
-CHUNK_TOKENS = 512
-MAX_SCORES_BYTES = 256 * 2**20
+# A step of so many positions gives its workspace back: that of a prompt chunk is many times that of
+# a decode step, and shapes that differ would each leave a hole of their own in what is kept.
+SHRINK_TOKENS = 128
+SHRINK_OPTION = "memory.enable_memory_arena_shrinkage"
 MAX_BOUND = 16  # bindings of decode steps that are kept, each with its arrays
-# ONNX Runtime's errors have no base of their own; these are all that loading and running raise.
-ORT_ERRORS = (
-    pybind.EPFail,
-    pybind.Fail,
-    pybind.InvalidArgument,
-    pybind.InvalidGraph,
-    pybind.InvalidProtobuf,
-    pybind.NoSuchFile,
-    pybind.NotImplemented,
-    pybind.RuntimeException,
-    RuntimeError,
-)
-
-
-def session_options(threads: int, cores: tuple[int, ...] = ()) -> ort.SessionOptions:
-    """Options under which shards run and are profiled.
-
-    Threads stop spinning when a step ends: several stages on one machine, or several sessions in
-    one process, would steal each other's cores otherwise. While they spin they back off, which
-    leaves the memory bus to the thread that works. With `cores`, the thread that calls belongs on
-    the first of them and is pinned by its owner; ONNX Runtime's own lie on the others.
-    """
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads or physical_cores()
-    options.inter_op_num_threads = 1
-    if len(cores) > 1:
-        others = ";".join(str(core + 1) for core in cores[1:])  # ONNX Runtime counts from 1
-        options.add_session_config_entry("session.intra_op_thread_affinities", others)
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    options.add_session_config_entry("session.intra_op.spin_backoff_max", "32")
-    options.log_severity_level = 3
-    return options
-
-
-def choose_attention(graph: onnx.ModelProto, context: int) -> None:
-    """Say which attention kernel the sessions that are created next on the CPU use.
-
-    For queries that share keys the plain one is faster, at the price of holding all scores
-    `[heads, chunk, context]` of a prompt chunk; else the tiled one is (docs/adr/0009). ONNX Runtime
-    reads the choice from the environment when it creates a kernel; no session option says it.
-    """
-    os.environ[TILED_ATTENTION_OFF] = "0"
-    for node in graph.graph.node:
-        if node.op_type == "GroupQueryAttention":
-            heads, kv_heads = (
-                next(a.i for a in node.attribute if a.name == name)
-                for name in ("num_heads", "kv_num_heads")
-            )
-            if heads > kv_heads and heads * CHUNK_TOKENS * context * 4 <= MAX_SCORES_BYTES:
-                os.environ[TILED_ATTENTION_OFF] = "1"
-            return
 
 
 class ShardSession:
@@ -93,19 +45,25 @@ class ShardSession:
 
     def __init__(
         self,
-        session: ort.InferenceSession,
+        loaded: Loaded,
         shard: ShardManifest,
         context: int,
         slots: int,
         provider: str = CPU,
+        *,
+        keeps_workspace: bool = False,
     ) -> None:
         self.shard = shard
         self.context = context
         self.slots = slots
-        self._session = session
+        self._session = loaded.session
+        self._scales = loaded.scales
         self._input = "token_ids" if shard.has_embedding else f"hidden.{shard.start}"
         self._output = "logits" if shard.has_head else f"hidden.{shard.stop}"
-        self._options = ort.RunOptions()
+        self._options = self._prompt_options = ort.RunOptions()
+        if provider == CPU and not keeps_workspace:
+            self._prompt_options = ort.RunOptions()
+            self._prompt_options.add_run_config_entry(SHRINK_OPTION, "cpu:0")
         self._bound: dict[tuple[int, int, int], _Bound] = {}
         self._names = [
             (f"block.{index}.past_{part}", f"block.{index}.present_{part}")
@@ -133,6 +91,7 @@ class ShardSession:
         cores: tuple[int, ...] = (),
         context: int = 2048,
         slots: int = 1,
+        keeps_workspace: bool = False,
     ) -> ShardSession:
         """Check every byte of a shard, then load it.
 
@@ -144,6 +103,7 @@ class ShardSession:
             cores: logical cores for as many threads, the caller's first; empty: wherever.
             context: positions of a slot.
             slots: sequences that are held at once.
+            keeps_workspace: do not give back what a prompt chunk took; for measuring it.
 
         Raises:
             ArtifactError: a blob is missing or changed, or the graph is not what a shard may be.
@@ -170,9 +130,8 @@ class ShardSession:
         check_graph(graph, shard.weights)
         choose_attention(graph, context)
         providers = provider_list(provider, shard, store.root / "engines")
-        return cls(
-            load(path, providers, session_options(threads, cores)), shard, context, slots, provider
-        )
+        loaded = load(store, path, graph, providers, session_options(threads, cores))
+        return cls(loaded, shard, context, slots, provider, keeps_workspace=keeps_workspace)
 
     def run(
         self,
@@ -242,6 +201,7 @@ class ShardSession:
         self._cache.clear()
         self._appended.clear()
         del self._session
+        self._scales = None
 
     # Keys and values in place
 
@@ -267,7 +227,9 @@ class ShardSession:
         if self._device != "cpu":  # there an input is copied when it is bound
             for name, array in bound.inputs.items():
                 _bind_input(bound.binding, name, array)
-        self._session.run_with_iobinding(bound.binding, self._options)
+        is_long = batch * length >= SHRINK_TOKENS
+        options = self._prompt_options if is_long else self._options
+        self._session.run_with_iobinding(bound.binding, options)
         return bound.result
 
     def _bind(self, first_slot: int, batch: int, length: int, every_position: bool) -> _Bound:
@@ -373,18 +335,6 @@ class _Bound:
         self.seqlens = seqlens
         self.total = total
         self.result = result
-
-
-def load(path: Path, providers: ProviderList, options: ort.SessionOptions) -> ort.InferenceSession:
-    """Open a graph; operators that the first provider lacks run on the ones behind it.
-
-    Raises:
-        DeviceError: ONNX Runtime refuses the graph.
-    """
-    try:
-        return ort.InferenceSession(str(path), options, providers=providers)
-    except ORT_ERRORS as error:
-        raise DeviceError(f"ONNX Runtime cannot load {path.name}: {str(error)[:300]}") from error
 
 
 def _logit_positions(length: int, every_position: bool) -> NDArray[np.int64]:

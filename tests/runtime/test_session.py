@@ -13,7 +13,8 @@ import pytest
 from edgeshard.artifacts.fuse import fuse
 from edgeshard.artifacts.store import Store
 from edgeshard.errors import ArtifactError, DeviceError, InputError
-from edgeshard.runtime.session import TILED_ATTENTION_OFF, ShardSession, choose_attention
+from edgeshard.runtime.loading import TILED_ATTENTION_OFF, choose_attention
+from edgeshard.runtime.session import ShardSession
 from edgeshard.schemas.common import Precision, Target
 from edgeshard.system import core_numbers
 from support.tiny_llama import CONTEXT, VOCAB, CompiledModel, compiled
