@@ -162,7 +162,7 @@ def run_chain(
         with Client.connect(local.cluster_path, local.key_path) as client:
             for _ in range(2):
                 with client.generate(
-                    PROMPT, raw=True, max_tokens=num_tokens, ignore_eos=True
+                    PROMPT, raw=True, max_tokens=num_tokens, temperature=0, ignore_eos=True
                 ) as generation:
                     result = generation.finish()
         statuses = {device.name: device.status for device in survey(local.cluster, local.keys)}

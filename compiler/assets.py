@@ -1,4 +1,4 @@
-"""What travels with the units: tokenizer, chat template and end tokens."""
+"""What travels with the units: tokenizer, chat template, end tokens and generation defaults."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import transformers
 
 from edgeshard.artifacts.store import Store
 from edgeshard.compiler.checkpoint import Checkpoint
+from edgeshard.compiler.generation import read_generation
 from edgeshard.schemas.common import Blob
+from edgeshard.schemas.model import Generation
 
 
 @dataclass(frozen=True)
@@ -19,14 +21,17 @@ class TextAssets:
     chat_template: Blob | None
     special_tokens: dict[str, str]
     eos_token_ids: tuple[int, ...]
+    generation: Generation
+    remarks: tuple[str, ...]
 
 
 def write_text_assets(store: Store, checkpoint: Checkpoint) -> TextAssets:
     """Store the tokenizer as `tokenizer.json` and the chat template as it is."""
     tokenizer = checkpoint.tokenizer()
-    eos = _eos_token_ids(checkpoint, tokenizer)
+    generation, ends, remarks = read_generation(checkpoint.path)
+    eos = _eos_token_ids(checkpoint, tokenizer, ends)
     if tokenizer is None:
-        return TextAssets(None, None, {}, eos)
+        return TextAssets(None, None, {}, eos, generation, remarks)
     text = tokenizer.backend_tokenizer.to_str()
     template = tokenizer.chat_template
     names = ("bos_token", "eos_token", "unk_token", "pad_token")
@@ -36,18 +41,19 @@ def write_text_assets(store: Store, checkpoint: Checkpoint) -> TextAssets:
         store.put(template.encode(), ".jinja") if isinstance(template, str) else None,
         special,
         eos,
+        generation,
+        remarks,
     )
 
 
 def _eos_token_ids(
-    checkpoint: Checkpoint, tokenizer: transformers.PreTrainedTokenizerBase | None
+    checkpoint: Checkpoint,
+    tokenizer: transformers.PreTrainedTokenizerBase | None,
+    ends: tuple[int, ...],
 ) -> tuple[int, ...]:
     """Every token that may end an answer: from configuration, defaults and tokenizer."""
-    found: set[int] = set()
+    found = set(ends)
     sources: list[object] = [checkpoint.config.eos_token_id]
-    if (checkpoint.path / "generation_config.json").is_file():
-        defaults = transformers.GenerationConfig.from_pretrained(checkpoint.path)
-        sources.append(defaults.eos_token_id)
     if tokenizer is not None:
         sources.append(tokenizer.eos_token_id)
     for source in sources:

@@ -192,6 +192,10 @@ class _Compilation:
         self.encodings = choose_encodings(self.checkpoint, matrices, wish, self._notice)
         self.model = join_products(self.model, self.encodings)
         self.lowering = LOWERINGS[self.target](self.shape, self.encodings, self.activations)
+        self.report(Progress("tokenizer", 0, 1))
+        text = write_text_assets(self.store, self.checkpoint)
+        for remark in text.remarks:
+            self._notice(remark)
         self.total = sum(
             int(np.prod(self.checkpoint.shape(weight))) for weight in self.checkpoint.names()
         )
@@ -205,8 +209,6 @@ class _Compilation:
             *(self._block(index, recipe) for index, recipe in enumerate(recipes[1:-1])),
             self._head(recipes[-1]),
         ]
-        self.report(Progress("tokenizer", self.total, self.total))
-        text = write_text_assets(self.store, self.checkpoint)
         is_static = self.lowering.kv_layout == "copy"
         return ModelManifest(
             name=name or self._default_name(targets),
@@ -234,6 +236,7 @@ class _Compilation:
             source=Source(kind=self.checkpoint.kind, digest=digest),
             min_runtime=self.lowering.min_runtime,
             activations=self.activations,
+            generation=text.generation,
         )
 
     def _default_name(self, targets: tuple[Target, ...]) -> str:

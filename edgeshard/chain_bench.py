@@ -83,6 +83,8 @@ def bench_chain(
 
 def measured_ms(client: Client, num_tokens: int = NUM_TOKENS) -> tuple[int, float]:
     """Prompt tokens, and mean milliseconds a token of one request after its first."""
-    with client.generate(PROMPT, raw=True, max_tokens=num_tokens, ignore_eos=True) as generation:
+    with client.generate(
+        PROMPT, raw=True, max_tokens=num_tokens, temperature=0, ignore_eos=True
+    ) as generation:
         result = generation.finish()
     return result.prompt_tokens, statistics.mean(result.token_seconds) * 1e3

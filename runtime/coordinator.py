@@ -213,6 +213,7 @@ class Coordinator:
             self._config.is_mixed,
             self._tracer,
             self._config.links,
+            model.generation,
         )
         desk.refuse_when(self._schedule.busy)
         try:

@@ -17,10 +17,11 @@ from edgeshard.errors import EdgeShardError
 from edgeshard.runtime import ask, control, wire
 from edgeshard.runtime import schedule_events as events
 from edgeshard.runtime.channel import Arrival, Listener
-from edgeshard.runtime.parameters import Parameters, check, derived_seed
+from edgeshard.runtime.parameters import Parameters, Settled, check, derived_seed, settled
 from edgeshard.runtime.text import Answer, TextModel
 from edgeshard.runtime.tracing import Tracer
 from edgeshard.schemas.common import Activation
+from edgeshard.schemas.model import Generation
 
 MAX_TURN_ASKS = 64
 PROBE_SECONDS = 0.5
@@ -63,6 +64,7 @@ class Desk:
         is_mixed: bool = False,
         tracer: Tracer | None = None,
         links: tuple[Activation, ...] = (),
+        defaults: Generation | None = None,
     ) -> None:
         self._clients = clients
         self._text = text
@@ -70,6 +72,7 @@ class Desk:
         self._eos = frozenset(eos_token_ids)
         self._is_mixed = is_mixed
         self._links = links
+        self._defaults = defaults or Generation()
         self._tracer = tracer or Tracer(())
         self._live: dict[int, _Live] = {}
         self._busy: Callable[[], tuple[str, float] | None] = lambda: None
@@ -146,6 +149,7 @@ class Desk:
             self._say(arrival.peer, ask.Failed(message.id, control.kind_of(error), str(error)))
             return
         asked = _Asked(arrival.peer, message.id, parameters)
+        own = settled(parameters, self._defaults)
         seed = secrets.randbits(63) if parameters.seed is None else parameters.seed
         for number in range(parameters.n):
             request, self._next_request = self._next_request, self._next_request + 1
@@ -157,8 +161,8 @@ class Desk:
                 request=request,
                 client=arrival.key,
                 prompt=prompt,
-                max_tokens=parameters.max_tokens,
-                sampling=sampling_of(parameters, derived_seed(seed, number)),
+                max_tokens=own.max_tokens,
+                sampling=sampling_of(parameters, own, derived_seed(seed, number)),
                 biases=tuple(parameters.logit_bias.items()),
                 deadline_seconds=parameters.deadline_seconds,
             )
@@ -264,14 +268,14 @@ class Desk:
         return self._clients.send(peer, [wire.encode(event)])
 
 
-def sampling_of(parameters: Parameters, seed: int) -> wire.Sampling:
+def sampling_of(parameters: Parameters, own: Settled, seed: int) -> wire.Sampling:
     """What the last stage is told of a request's parameters."""
     return wire.Sampling(
-        parameters.temperature,
-        parameters.top_k,
-        parameters.top_p,
+        own.temperature,
+        own.top_k,
+        own.top_p,
         seed,
-        parameters.repetition_penalty,
+        own.repetition_penalty,
         parameters.presence_penalty,
         parameters.frequency_penalty,
         parameters.logprobs,

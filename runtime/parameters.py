@@ -2,16 +2,20 @@
 
 Rule: what cannot be is refused by name, with the value and what is taken instead: by the client
 before anything is sent, and by the coordinator again, which believes no client.
+
+What a request does not say, the model's checkpoint may say (`settled`), and else what is said here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict, TypeVar
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from edgeshard.errors import InputError
+from edgeshard.schemas.model import Generation
 
 MAX_ANSWERS = 16
 MAX_LOGPROBS = 20
@@ -20,10 +24,14 @@ MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 256
 _SEEDS = 2**63
 _SHOWN_CHARACTERS = 60
+T = TypeVar("T")
 
 
 class Options(TypedDict, total=False):
     """What `generate` takes beside the prompt.
+
+    `max_tokens`, `temperature`, `top_k`, `top_p` and `repetition_penalty` are the model's own where
+    its checkpoint says them and the request does not.
 
     Attributes:
         max_tokens: tokens at most; 256.
@@ -67,21 +75,31 @@ class Options(TypedDict, total=False):
 class Parameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The same as a value that travels; see `Options`. Types are checked by whoever decodes it."""
 
-    max_tokens: int = 256
+    max_tokens: int | UnsetType = UNSET
     n: int = 1
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
+    temperature: float | UnsetType = UNSET
+    top_k: int | UnsetType = UNSET
+    top_p: float | UnsetType = UNSET
     seed: int | None = None
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
-    repetition_penalty: float = 1.0
+    repetition_penalty: float | UnsetType = UNSET
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     logit_bias: dict[int, float] = {}
     trace: bool = False
     deadline_seconds: float | None = None
+
+
+class Settled(NamedTuple):
+    """What a request comes to where it, the model or neither says something."""
+
+    max_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    repetition_penalty: float
 
 
 class _Range(NamedTuple):
@@ -143,7 +161,7 @@ def check(parameters: Parameters, vocab_size: int | None = None) -> None:
     """
     for name, allowed in _RANGES.items():
         value = getattr(parameters, name)
-        if value is not None and not allowed.holds(value):
+        if value is not None and value is not UNSET and not allowed.holds(value):
             raise InputError(f"{name} is {_shown(value)}; give {allowed}")
     if parameters.trace and parameters.n > 1:
         raise InputError(f"n is {parameters.n}; with trace give 1")
@@ -164,6 +182,28 @@ def check(parameters: Parameters, vocab_size: int | None = None) -> None:
         if token < 0 or (vocab_size is not None and token >= vocab_size):
             top = "" if vocab_size is None else f" and below {vocab_size}, the vocabulary's size"
             raise InputError(f"logit_bias has token {_shown(token)}; give ids from 0 on{top}")
+
+
+def settled(parameters: Parameters, model: Generation) -> Settled:
+    """Settle what a request leaves unsaid: as the model's checkpoint says, else greedy and plain.
+
+    Each parameter by itself: a request that names a temperature still has the model's `top_p`.
+    """
+    drawn = model if model.do_sample else Generation()
+    temperature = 1.0 if model.do_sample else 0.0
+    return Settled(
+        _first(parameters.max_tokens, model.max_new_tokens, 256),
+        _first(parameters.temperature, drawn.temperature, temperature),
+        _first(parameters.top_k, drawn.top_k, 0),
+        _first(parameters.top_p, drawn.top_p, 1.0),
+        _first(parameters.repetition_penalty, model.repetition_penalty, 1.0),
+    )
+
+
+def _first(asked: T | UnsetType, said: T | None, else_: T) -> T:
+    if not isinstance(asked, UnsetType):
+        return asked
+    return else_ if said is None else said
 
 
 def derived_seed(seed: int, answer: int) -> int:

@@ -13,9 +13,10 @@ one target takes the manifest's `view` of it, which is a manifest of that target
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
+from msgspec import Meta
 
 from edgeshard.schemas.common import (
     FLOAT_BYTES,
@@ -94,6 +95,27 @@ class Source(Schema, frozen=True, kw_only=True):
     digest: Digest
 
 
+class Generation(Schema, frozen=True, kw_only=True):
+    """What a checkpoint says of generating, where a request says nothing; None: not said.
+
+    Attributes:
+        do_sample: tokens are drawn; else the likeliest is taken, and `temperature`, `top_k` and
+            `top_p` say nothing.
+        temperature: 0 takes the likeliest token.
+        top_k: candidates at most; 0: all.
+        top_p: smallest set of candidates with this probability.
+        repetition_penalty: of tokens in the prompt or the answer; 1: none.
+        max_new_tokens: of an answer at most.
+    """
+
+    do_sample: bool = False
+    temperature: Annotated[float, Meta(ge=0, le=100)] | None = None
+    top_k: Annotated[int, Meta(ge=0, le=2**31)] | None = None
+    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
+    repetition_penalty: Annotated[float, Meta(gt=0, le=100)] | None = None
+    max_new_tokens: Annotated[int, Meta(ge=1, le=2**31)] | None = None
+
+
 class ModelManifest(Schema, frozen=True, kw_only=True):
     """A compiled model: its units in order and what travels with them.
 
@@ -104,6 +126,7 @@ class ModelManifest(Schema, frozen=True, kw_only=True):
         activations: type of what flows within a unit; between units it is always float32.
         max_context: positions that the rotary tables cover.
         eos_token_ids: tokens that end an answer.
+        generation: defaults of requests.
         tokenizer: `tokenizer.json` of the `tokenizers` package.
         chat_template: Jinja text, where the checkpoint has one.
         special_tokens: names that the template may use (`bos_token`, `eos_token`) and their text.
@@ -129,6 +152,7 @@ class ModelManifest(Schema, frozen=True, kw_only=True):
     min_runtime: str = ""
     activations: FloatType = "float32"
     variants: tuple[Variant, ...] = ()
+    generation: Generation = Generation()
 
     @property
     def targets(self) -> tuple[Target, ...]:

@@ -167,6 +167,7 @@ def run_compile(
     """Compile with a progress bar on standard error, and say what came out."""
     try:
         from edgeshard.compiler.compile import compile_model
+        from edgeshard.compiler.generation import shown
     except ImportError as error:
         raise InputError(
             f"compiling needs {error.name}: install the extra `compile` (README, Installing)"
@@ -202,6 +203,8 @@ def run_compile(
     manifest = compiled.manifest
     for notice in compiled.notices:
         typer.echo(f"note: {notice}", err=True)
+    if defaults := shown(manifest.generation):
+        typer.echo(f"note: requests that say nothing else: {defaults}", err=True)
     weights = sum(blob.size_bytes for blob in manifest.blobs() if blob.suffix == ".safetensors")
     reused = f" ({compiled.num_reused} made before)" if compiled.num_reused else ""
     typer.echo(

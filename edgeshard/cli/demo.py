@@ -79,7 +79,7 @@ def demo(
         with Client.connect(running.local.cluster_path, running.local.key_path) as client:
             step(f"asking: {prompt}")
             console.print()
-            with client.generate(prompt, max_tokens=64) as generation:
+            with client.generate(prompt, max_tokens=64, temperature=0) as generation:
                 for token in generation:
                     console.print(token.text, end="", markup=False, soft_wrap=True)
             first = time.perf_counter() - started - sum(generation.result.token_seconds)

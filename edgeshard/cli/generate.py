@@ -20,14 +20,27 @@ def generate(
     cluster: Annotated[Path, typer.Option(help="The cluster file.")],
     key: Annotated[Path, typer.Option(help="Secret key file of a client or an operator.")],
     raw: Annotated[bool, typer.Option("--raw", help="Apply no chat template.")] = False,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens at most.")] = 256,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Tokens at most; without it the model's, or 256.")
+    ] = None,
     temperature: Annotated[
-        float, typer.Option(min=0, max=100, help="0 takes the likeliest token.")
-    ] = 0.0,
-    top_k: Annotated[int, typer.Option(min=0, help="Candidates at most; 0: all.")] = 0,
+        float | None,
+        typer.Option(
+            min=0, max=100, help="0 takes the likeliest token; without it the model's, or 0."
+        ),
+    ] = None,
+    top_k: Annotated[
+        int | None,
+        typer.Option(min=0, help="Candidates at most; 0: all; without it the model's, or 0."),
+    ] = None,
     top_p: Annotated[
-        float, typer.Option(min=0, max=1, help="Smallest set of candidates of this probability.")
-    ] = 1.0,
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Smallest set of candidates of this probability; without it the model's, or 1.",
+        ),
+    ] = None,
     seed: Annotated[
         int | None, typer.Option(min=0, help="The same seed gives the same text.")
     ] = None,
@@ -42,8 +55,12 @@ def generate(
         typer.Option(min=0, help="With --json: log-probabilities, and of so many alternatives."),
     ] = None,
     repetition_penalty: Annotated[
-        float, typer.Option(min=0, help="Of tokens in the prompt or the answer; 1: none.")
-    ] = 1.0,
+        float | None,
+        typer.Option(
+            min=0,
+            help="Of tokens in the prompt or the answer; 1: none; without it the model's, or 1.",
+        ),
+    ] = None,
     presence_penalty: Annotated[
         float, typer.Option(min=-2, max=2, help="Of tokens that are in the answer.")
     ] = 0.0,
@@ -65,26 +82,31 @@ def generate(
     Ctrl-C cancels the request, which frees its place on every stage.
     """
     from edgeshard.runtime.client import Client
+    from edgeshard.runtime.parameters import Options
 
+    options: Options = {
+        "seed": seed,
+        "stop": stop or (),
+        "n": answers,
+        "logprobs": logprobs,
+        "presence_penalty": presence_penalty,
+        "frequency_penalty": frequency_penalty,
+        "logit_bias": _biases(logit_bias or ()),
+        "deadline_seconds": deadline,
+    }
+    if max_tokens is not None:
+        options["max_tokens"] = max_tokens
+    if temperature is not None:
+        options["temperature"] = temperature
+    if top_k is not None:
+        options["top_k"] = top_k
+    if top_p is not None:
+        options["top_p"] = top_p
+    if repetition_penalty is not None:
+        options["repetition_penalty"] = repetition_penalty
     with (
         Client.connect(cluster, key) as client,
-        client.generate(
-            prompt,
-            raw=raw,
-            max_tokens=max_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            seed=seed,
-            stop=stop or (),
-            n=answers,
-            logprobs=logprobs,
-            repetition_penalty=repetition_penalty,
-            presence_penalty=presence_penalty,
-            frequency_penalty=frequency_penalty,
-            logit_bias=_biases(logit_bias or ()),
-            deadline_seconds=deadline,
-        ) as generation,
+        client.generate(prompt, raw=raw, **options) as generation,
     ):
         try:
             results = _follow(generation, is_shown=not as_json and answers == 1)

@@ -34,7 +34,9 @@ def trace(
 
     with (
         Client.connect(cluster, key) as client,
-        client.generate(prompt, raw=raw, max_tokens=max_tokens, trace=True) as generation,
+        client.generate(
+            prompt, raw=raw, max_tokens=max_tokens, temperature=0, trace=True
+        ) as generation,
     ):
         result = generation.finish()
     if result.trace is None:

@@ -11,15 +11,16 @@ from edgeshard.runtime.desk import OWED_SECONDS, Desk
 from edgeshard.runtime.parameters import Parameters, derived_seed
 from edgeshard.runtime.text import TextModel
 from edgeshard.runtime.wire import MAJOR, Likely, Sampled, Sampling
+from edgeshard.schemas.model import Generation
 from support.fake_clients import FakeClients
 from support.runtime_double import END, VOCAB, byte_tokenizer
 
 TEXT = TextModel(byte_tokenizer().to_str().encode(), "{{ messages[0].content }}", {})
 
 
-def served() -> tuple[Desk, FakeClients]:
+def served(defaults: Generation | None = None) -> tuple[Desk, FakeClients]:
     clients = FakeClients()
-    return Desk(clients.listener, TEXT, [END], VOCAB), clients
+    return Desk(clients.listener, TEXT, [END], VOCAB, defaults=defaults), clients
 
 
 def generate(number: int = 1, **parameters: object) -> ask.Generate:
@@ -38,6 +39,16 @@ def test_a_request_is_submitted_with_its_parameters() -> None:
     assert one.sampling == Sampling(0.5, seed=3, presence=1.0)
     assert one.biases == ((7, 2.0),)
     assert clients.told[b"p"] == [ask.Started(1, 2, 3)]
+
+
+def test_what_a_request_does_not_say_the_model_says() -> None:
+    model = Generation(do_sample=True, temperature=0.6, top_p=0.9, max_new_tokens=7)
+    desk, clients = served(model)
+    clients.ask(generate(1, seed=3))
+    clients.ask(generate(2, seed=3, temperature=0, max_tokens=9), b"q")
+    first, second = submitted(desk)
+    assert (first.sampling, first.max_tokens) == (Sampling(0.6, top_p=0.9, seed=3), 7)
+    assert (second.sampling, second.max_tokens) == (Sampling(0.0, top_p=0.9, seed=3), 9)
 
 
 def test_several_answers_are_requests_with_seeds_of_their_own() -> None:

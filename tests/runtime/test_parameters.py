@@ -15,10 +15,13 @@ from edgeshard.errors import InputError
 from edgeshard.runtime.parameters import (
     Options,
     Parameters,
+    Settled,
     check,
     derived_seed,
     parameters_of,
+    settled,
 )
+from edgeshard.schemas.model import Generation
 
 settings.register_profile("runtime", derandomize=True, deadline=None, max_examples=300)
 
@@ -105,6 +108,42 @@ def test_what_can_be_is_taken(options: Mapping[str, object]) -> None:
     check(parameters, vocab_size=10)  # raises nothing
 
     assert all(getattr(parameters, name) == value for name, value in options.items())
+
+
+PLAIN = Settled(256, 0.0, 0, 1.0, 1.0)
+MODEL = Generation(
+    do_sample=True,
+    temperature=0.6,
+    top_k=20,
+    top_p=0.9,
+    repetition_penalty=1.1,
+    max_new_tokens=64,
+)
+
+
+@pytest.mark.parametrize(
+    ("asked", "model", "expected"),
+    [
+        ({}, Generation(), PLAIN),
+        ({}, MODEL, Settled(64, 0.6, 20, 0.9, 1.1)),
+        ({"temperature": 0}, MODEL, Settled(64, 0.0, 20, 0.9, 1.1)),
+        ({"temperature": 1.5, "max_tokens": 9}, MODEL, Settled(9, 1.5, 20, 0.9, 1.1)),
+        ({"top_k": 0, "top_p": 1, "repetition_penalty": 1}, MODEL, Settled(64, 0.6, 0, 1, 1)),
+        ({}, Generation(do_sample=True), PLAIN._replace(temperature=1.0)),
+        ({}, Generation(temperature=0.6, top_k=20, top_p=0.9), PLAIN),
+        ({}, Generation(repetition_penalty=1.3), PLAIN._replace(repetition_penalty=1.3)),
+        ({"temperature": 0.8}, Generation(top_p=0.5), PLAIN._replace(temperature=0.8)),
+    ],
+)
+def test_what_a_request_does_not_say_the_model_says(
+    asked: Mapping[str, object], model: Generation, expected: Settled
+) -> None:
+    assert settled(parameters_of(asked), model) == expected
+
+
+def test_what_is_not_said_does_not_travel() -> None:
+    assert b"temperature" not in msgspec.msgpack.encode(parameters_of({}))
+    assert b"temperature" in msgspec.msgpack.encode(parameters_of({"temperature": 0}))
 
 
 def test_token_ids_end_where_the_vocabulary_does() -> None:
