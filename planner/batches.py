@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from edgeshard.errors import PlanError
+from edgeshard.planner.blocking import least_transfers
 from edgeshard.planner.bottleneck import first_with_room, limits_of
 from edgeshard.planner.costs import CostTable
 from edgeshard.planner.groups import group
@@ -104,7 +105,7 @@ def best_rate(tables: CostTables, slots: int, rows: int | None) -> Chosen:
 
 def _floor(costs: CostTable, grouping: Grouping, slots: int) -> float:
     """Seconds between tokens that no partition is below: each way alone, and room in all."""
-    table = hosts_of(costs, "throughput").table
+    table = least_transfers(hosts_of(costs, "throughput").table)
     problem, _ = group(table)
     way = costs.entry_seconds + potentials(problem, np.zeros(problem.num_groups)).root(problem)
     limits = limits_of(table)

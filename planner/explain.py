@@ -68,9 +68,15 @@ def explain(plan: Plan, profile: Profile, replan: Callable[[Profile], Plan]) -> 
         replan: makes the best plan for another profile and the same wishes.
     """
     work: defaultdict[str, float] = defaultdict(float)  # of a device that may run two stages
+    is_blocking = plan.transfers == "blocking"
+    received = 0.0
     for stage in plan.stages:
         work[stage.device] += stage.decode_seconds
-    slowest = max([*work.values(), *(stage.hop_busy_seconds or 0.0 for stage in plan.stages)])
+        if is_blocking:
+            work[stage.device] += received + stage.hop_seconds
+            received = stage.hop_seconds
+    links = [0.0 if is_blocking else stage.hop_busy_seconds or 0.0 for stage in plan.stages]
+    slowest = max([*work.values(), *links])
     targets = [stage.device for stage in plan.stages[1:]] + [plan.source]
     accounts = tuple(
         StageAccount(

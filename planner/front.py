@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from edgeshard.planner.blocking import least_transfers
 from edgeshard.planner.cheapest import EXACT, Effort, cheapest_chain
 from edgeshard.planner.costs import CostTable
 from edgeshard.planner.groups import group, name_devices
@@ -56,20 +57,22 @@ def front(costs: CostTable, most_devices: int = MOST_DEVICES) -> tuple[Choice, .
         PlanError: the source cannot hold unit 0.
     """
     hosts = hosts_of(costs, "latency")
+    bounded = least_transfers(hosts.table)
     found: list[Choice] = []
     for most_stages in range(1, min(most_devices, len(hosts.devices), costs.num_units) + 1):
         limit = float("inf")
         for _ in range(MOST_STEPS):
-            table = hosts.table.within(limit)
+            table = bounded.within(limit)
             problem, members = group(table)
             best = cheapest_chain(replace(problem, most_stages=most_stages), EFFORT)
             if best.chain is None:
                 break
             chain = name_devices(best.chain, members)
-            slowest = table.slowest(chain)
-            limit = slowest * (1 - EXACT)
+            slowest = hosts.table.slowest(chain)
+            is_proven = best.bound >= best.cost and slowest <= limit
+            limit = bounded.slowest(chain) * (1 - EXACT)
             seconds = costs.entry_seconds + best.cost
-            found.append(Choice(hosts.spans(chain), seconds, slowest, best.bound >= best.cost))
+            found.append(Choice(hosts.spans(chain), seconds, slowest, is_proven))
     kept = [one for one in found if not any(other.beats(one) for other in found)]
     unique = {(one.num_devices, one.token_seconds, one.slowest_seconds): one for one in kept}
     return tuple(unique[key] for key in sorted(unique))

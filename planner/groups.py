@@ -23,6 +23,7 @@ class DeviceTable:
         busy: `[D from, D to]`, the part of a hop that the next frame has to wait for.
         stage_busy: `[C, start, stop]`, for how long a stage keeps its device; None: all its time.
         busy_back: `[D]`, the part of the way back that the next frame has to wait for; None: none.
+        is_blocking: a transfer stops both ends, so that a stage's hops are part of its time.
     """
 
     stage: Costs
@@ -33,6 +34,7 @@ class DeviceTable:
     source: int
     stage_busy: Costs | None = None
     busy_back: Costs | None = None
+    is_blocking: bool = False
 
     @property
     def held(self) -> Costs:
@@ -60,8 +62,20 @@ class DeviceTable:
         hops = sum(float(self.hop[a, b]) for (a, _, _), (b, _, _) in pairs)
         return stages + hops + float(self.way_back[chain[-1][0]])
 
+    def held_by(self, chain: Sequence[Link]) -> list[float]:
+        """For how long each stage keeps its device where transfers block: with its hops."""
+        pairs = itertools.pairwise(chain)
+        hops = [float(self.hop[a, b]) for (a, _, _), (b, _, _) in pairs]
+        ways = [0.0, *hops, float(self.way_back[chain[-1][0]])]
+        return [
+            ways[index] + float(self.stage[self.class_of[d], i, j]) + ways[index + 1]
+            for index, (d, i, j) in enumerate(chain)
+        ]
+
     def slowest(self, chain: Sequence[Link]) -> float:
         """The largest of a chain's stages and links."""
+        if self.is_blocking:
+            return max(self.held_by(chain))
         stages = [float(self.held[self.class_of[d], i, j]) for d, i, j in chain]
         pairs = itertools.pairwise(chain)
         links = [float(self.busy[a, b]) for (a, _, _), (b, _, _) in pairs]

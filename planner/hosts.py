@@ -114,6 +114,7 @@ def _table(
         way_back=way_back,
         source=devices.index(costs.source),
         busy_back=busy_back,
+        is_blocking=costs.workload.transfers == "blocking",
     )
 
 

@@ -2,7 +2,8 @@
 
     latency      smallest sum of stages and hops, from the coordinator to the last stage and back
     throughput   shortest interval between steps of the groups of requests on their way: the slowest
-                 stage or link, or the sum over the groups; of equal ones, a small sum
+                 stage or link (where transfers block: stage with its hops), or the sum over the
+                 groups; of equal ones, a small sum
 
 Over interval mappings: unit 0 on the source, contiguous stages, each device at most once; where it
 is asked for, the head on the source as well, as a stage of its own.
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgeshard.errors import PlanError
+from edgeshard.planner.blocking import best_blocking, least_transfers
 from edgeshard.planner.bottleneck import any_chain
 from edgeshard.planner.chains import Costs, Link
 from edgeshard.planner.cheapest import Effort, cheapest_chain
@@ -93,7 +95,8 @@ def _best_latency(costs: CostTable, hosts: Hosts, effort: Effort) -> Partition:
 def _best_throughput(
     costs: CostTable, hosts: Hosts, effort: Effort, groups: int | None
 ) -> Partition:
-    best = best_paced(hosts.table, costs.entry_seconds, groups, effort)
+    find = best_blocking if hosts.table.is_blocking else best_paced
+    best = find(hosts.table, costs.entry_seconds, groups, effort)
     if best.chain is None and math.isfinite(best.bound):
         raise _undecided(hosts)
     if best.chain is None:
@@ -104,6 +107,7 @@ def _best_throughput(
 
 def _least_intervals(table: DeviceTable, entry_seconds: float, groups: int | None) -> Costs:
     """Lower bound of the interval of a chain that uses a device, axes `[D]`."""
+    table = least_transfers(table)
     problem, members = group(table)
     ways = through(problem, potentials(problem, np.zeros(problem.num_groups)))
     held = np.where(np.isfinite(table.stage), table.held, np.inf)

@@ -23,7 +23,7 @@ from edgeshard.planner.partition import best_partition
 from edgeshard.planner.precisions import check_same
 from edgeshard.planner.stages import Pace, seconds_of, stages_of
 from edgeshard.planner.units import Workload
-from edgeshard.schemas.common import Activation, Objective, changed
+from edgeshard.schemas.common import Activation, Objective, Transfers, changed
 from edgeshard.schemas.model import ModelManifest
 from edgeshard.schemas.plan import Certificate, LeftOut, Plan, Stage
 from edgeshard.schemas.profile import Profile
@@ -48,6 +48,7 @@ def make_plan(
     activation: Activation = "fp32",
     head_at_source: bool = False,
     others: Sequence[tuple[ModelManifest, str]] = (),
+    transfers: Transfers = "overlapped",
 ) -> Plan:
     """Plan a model over the devices of a profile.
 
@@ -71,6 +72,7 @@ def make_plan(
         head_at_source: no output token leaves the source: it runs the head too.
         others: the same checkpoint at other precisions, with the digests of their manifests; each
             stage takes what is fastest there, the first of those that take as long.
+        transfers: whether a device computes while it sends and receives.
 
     Raises:
         InputError: an argument is out of range, or the profile is not usable.
@@ -87,6 +89,11 @@ def make_plan(
     _check("decode context", decode_context, 0, context, "the planned context")
     _check("new tokens", new_tokens, 0, context - prompt_tokens, "what the prompt leaves")
     _check("batch", 1 if batch is None else batch, 1, slots, "the slots")
+    if transfers == "blocking" and head_at_source:
+        raise InputError(
+            "the head at the source and blocking transfers are not planned together: the source "
+            "would have two stages; leave one of them out"
+        )
     for place in (place for one in models for place in _misfits(one, profile)):
         raise InputError(f"the profile contradicts {place}; run `esc profile` again")
     workload = Workload(
@@ -98,6 +105,7 @@ def make_plan(
         batch or 1,
         activation,
         head_at_source,
+        transfers,
     )
 
     def costs_for(rows: int) -> CostTable:
@@ -132,6 +140,7 @@ def make_plan(
         groups=grouping.groups,
         activation=activation,
         head_at_source=head_at_source,
+        transfers=transfers,
         unsupported=_unsupported(stages),
     )
 
@@ -150,6 +159,7 @@ def costs_of(
         plan.batch,
         plan.activation,
         plan.head_at_source,
+        plan.transfers,
     )
     return build_costs(model, profile, plan.source, workload, others)
 

@@ -97,14 +97,33 @@ def pace_of(costs: CostTable, spans: tuple[Span, ...]) -> Pace:
         where = f"stage {' and '.join(map(str, names))} on {stage.device}"
         seconds = decode_share * stage.decode_seconds + prefill_share * stage.prefill_seconds
         busy[where] = busy.get(where, 0.0) + seconds
-    links = costs.busy_seconds("throughput")
-    for left, right in itertools.pairwise(spans):
-        name = f"link {costs.devices[left.device].name} -> {costs.devices[right.device].name}"
-        busy[name] = float(links[left.device, right.device])
+    if costs.workload.transfers == "blocking":
+        busy = _with_hops(stages, busy, decode_share, prefill_share)
+    else:
+        links = costs.busy_seconds("throughput")
+        for left, right in itertools.pairwise(spans):
+            name = f"link {costs.devices[left.device].name} -> {costs.devices[right.device].name}"
+            busy[name] = float(links[left.device, right.device])
     slowest = max(busy, key=lambda name: busy[name])
     token_seconds, first_token_seconds = seconds_of(costs, stages)
     mean_seconds = decode_share * token_seconds + prefill_share * first_token_seconds
     return Pace(mean_seconds, busy[slowest], slowest)
+
+
+def _with_hops(
+    stages: tuple[Stage, ...], busy: dict[str, float], decode_share: float, prefill_share: float
+) -> dict[str, float]:
+    """What each stage takes with receiving and sending; a device has one stage."""
+    sent = [
+        decode_share * stage.hop_seconds + prefill_share * (stage.prefill_hop_seconds or 0.0)
+        for stage in stages
+    ]
+    return {
+        f"{name} with its transfers": seconds + received + out
+        for (name, seconds), received, out in zip(
+            busy.items(), [0.0, *sent[:-1]], sent, strict=True
+        )
+    }
 
 
 def seconds_of(costs: CostTable, stages: tuple[Stage, ...]) -> tuple[float, float]:

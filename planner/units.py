@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from edgeshard.errors import InputError
 from edgeshard.planner import interpolate
-from edgeshard.schemas.common import Activation, Objective, Precision
+from edgeshard.schemas.common import Activation, Objective, Precision, Transfers
 from edgeshard.schemas.model import ModelManifest
 from edgeshard.schemas.profile import DeviceProfile, UnitProfile
 from edgeshard.schemas.targets import view_for
@@ -33,6 +33,7 @@ class Workload:
         batch: sequences that one decode step takes together.
         activation: how hidden states travel.
         head_at_source: the head is a stage of its own on the source, or the source has all units.
+        transfers: whether a device computes while it sends and receives.
     """
 
     context: int
@@ -43,6 +44,7 @@ class Workload:
     batch: int = 1
     activation: Activation = "fp32"
     head_at_source: bool = False
+    transfers: Transfers = "overlapped"
 
     def shares(self, objective: Objective) -> tuple[float, float]:
         """What a decode step and a prefill count for a token of the answer; its first is a prefill.

@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from edgeshard.schemas.common import Name, Positive, PublicKey, Schema
+from edgeshard.schemas.common import Name, Positive, PublicKey, Schema, Transfers
 
 Port = Annotated[int, Meta(ge=1024, le=65532)]
 Core = Annotated[int, Meta(ge=0, le=4095)]
@@ -76,12 +76,14 @@ class Cluster(Schema, frozen=True, kw_only=True):
         source: name of the device that owns the prompts and hosts the coordinator.
         operators: public keys that may profile, deploy and stop.
         clients: public keys that may generate (operators may too).
+        transfers: whether a device computes while it sends and receives, which plans assume.
     """
 
     format: Literal["edgeshard.cluster/1"] = "edgeshard.cluster/1"
     source: Name
     operators: tuple[PublicKey, ...]
     clients: tuple[PublicKey, ...] = ()
+    transfers: Transfers = "overlapped"
     devices: Annotated[tuple[Device, ...], Meta(min_length=1)]
 
     def device(self, name: str) -> Device:

@@ -28,6 +28,7 @@ FloatType = Literal["float32", "float16", "bfloat16"]
 Precision = Literal["stored", "fp32", "fp16", "bf16", "int8", "int4", "mixed"]
 Floor = Literal["int4", "int8", "fp16", "fp32"]
 Objective = Literal["latency", "throughput"]
+Transfers = Literal["overlapped", "blocking"]
 Activation = Literal["fp32", "fp16", "int8"]
 UnitKind = Literal["embedding", "block", "head"]
 

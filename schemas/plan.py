@@ -20,6 +20,7 @@ from edgeshard.schemas.common import (
     Precision,
     Schema,
     Seconds,
+    Transfers,
 )
 
 
@@ -128,6 +129,7 @@ class Plan(Schema, frozen=True, kw_only=True):
         activation: how hidden states travel between stages.
         accuracy: what that was measured to cost; None: nothing, or it was not measured.
         head_at_source: no output token leaves the source.
+        transfers: whether devices compute while they send and receive, which the rate assumes.
         unsupported: what this plan asks for that the runtime cannot do; it is not deployed then.
         one_device: what one device alone would do, memory aside; best first.
     """
@@ -153,6 +155,7 @@ class Plan(Schema, frozen=True, kw_only=True):
     activation: Activation = "fp32"
     accuracy: LinkAccuracy | None = None
     head_at_source: bool = False
+    transfers: Transfers = "overlapped"
     unsupported: tuple[str, ...] = ()
 
     @property

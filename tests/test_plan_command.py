@@ -76,6 +76,16 @@ def test_what_if_prints_both_plans_and_writes_none(folder: Path) -> None:
     assert not (folder / "plan.json").exists()
 
 
+def test_transfers_are_as_the_cluster_file_says_unless_told(folder: Path) -> None:
+    text = (folder / "cluster.toml").read_text()
+    head, devices = text.split("[[devices]]")
+    (folder / "cluster.toml").write_text(f'{head}transfers = "blocking"\n[[devices]]{devices}')
+    run()
+    assert files.read(folder / "plan.json", Plan).transfers == "blocking"
+    run("--transfers", "overlapped", "--force")
+    assert files.read(folder / "plan.json", Plan).transfers == "overlapped"
+
+
 def test_each_stage_may_have_another_precision_down_to_the_floor(folder: Path) -> None:
     """fp32 is faster on both devices, but all of it has no room on either."""
     fp32, _ = Store(folder / "store").model("tiny")
@@ -148,6 +158,7 @@ def test_nothing_is_replaced_unasked(folder: Path) -> None:
         (("--objective", "speed"), "unknown objective 'speed'; known: latency, throughput"),
         (("--format", "xml"), "unknown format 'xml'; known: text, json"),
         (("--activation", "int4"), "unknown activation 'int4'; known: fp32, fp16, int8"),
+        (("--transfers", "never"), "unknown transfers 'never'; known: overlapped, blocking"),
         (("--min-precision", "bf16"), "unknown precision 'bf16'; known: int4, int8, fp16, fp32"),
         (("--method", "magic"), "unknown method 'magic'"),
         (("--what-if", "moon=full"), "is not understood"),

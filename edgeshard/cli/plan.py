@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, cast, get_args
 import typer
 
 from edgeshard.errors import InputError
-from edgeshard.schemas.common import Activation, Blob, Floor, Objective, changed
+from edgeshard.schemas.common import Activation, Blob, Floor, Objective, Transfers, changed
 
 TYPICAL_PROMPT = 128
 
@@ -61,6 +61,13 @@ def plan(
     accuracy: Annotated[
         Path | None,
         typer.Option(help="What rounding them costs, as `esc verify --links` wrote it."),
+    ] = None,
+    transfers: Annotated[
+        str | None,
+        typer.Option(
+            help="overlapped, or blocking: devices stand still while they send or receive; "
+            "default: as the cluster file says."
+        ),
     ] = None,
     head_at_source: Annotated[
         bool,
@@ -120,10 +127,13 @@ def plan(
         cast("Floor | None", min_precision),
     )
     measured = files.read(profile, Profile)
+    devices = files.read(cluster, Cluster)
+    transfers = transfers or devices.transfers
+    _known("transfers", transfers, get_args(Transfers))
     wishes = Wishes(
         manifest,
         blob,
-        files.read(cluster, Cluster).source,
+        devices.source,
         cast("Objective", objective),
         context,
         slots,
@@ -135,6 +145,7 @@ def plan(
         None if accuracy is None else _accuracy(accuracy, [blob, *(one for _, one in others)]),
         head_at_source,
         tuple(others),
+        cast("Transfers", transfers),
     )
     if what_if:
         before, after = wishes.plan(measured), wishes.plan(changed_profile(measured, what_if))
@@ -175,6 +186,7 @@ class Wishes:
     accuracy: Accuracy | None = None
     head_at_source: bool = False
     others: tuple[tuple[ModelManifest, Blob], ...] = ()
+    transfers: Transfers = "overlapped"
 
     def plan(self, profile: Profile) -> Plan:
         """The plan for a profile."""
@@ -195,6 +207,7 @@ class Wishes:
             activation=self.activation,
             head_at_source=self.head_at_source,
             others=[(other, blob.digest) for other, blob in self.others],
+            transfers=self.transfers,
         )
         if self.accuracy is None or self.activation == "fp32":
             return made

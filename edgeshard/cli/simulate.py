@@ -46,7 +46,9 @@ def simulate(
     bubbles: Annotated[
         bool, typer.Option("--bubbles", help="Send next tokens in rounds, all together.")
     ] = False,
-    transfers: Annotated[str, typer.Option(help="overlapped or blocking.")] = "overlapped",
+    transfers: Annotated[
+        str | None, typer.Option(help="overlapped or blocking; default: as the plan assumes.")
+    ] = None,
     shared: Annotated[
         str,
         typer.Option(
@@ -72,18 +74,20 @@ def simulate(
     try:
         from edgeshard.simulate import Options, chain_of_plan, figures
         from edgeshard.simulate import simulate as run_chain
-        from edgeshard.simulate.engine import Shared, Transfers
+        from edgeshard.simulate.engine import Shared
     except ImportError as error:
         raise InputError(
             f"simulating needs {error.name}: install the extra `simulate` (README)"
         ) from error
     from edgeshard.runtime.schedule import Limits
     from edgeshard.schemas import files
+    from edgeshard.schemas.common import Transfers
     from edgeshard.schemas.plan import Plan
 
-    _check_word("--transfers", transfers, get_args(Transfers))
     _check_word("--shared", shared, get_args(Shared))
     made = files.read(plan, Plan)
+    transfers = transfers or made.transfers
+    _check_word("--transfers", transfers, get_args(Transfers))
     limits = Limits(
         slots=slots or made.slots,
         context=made.context,

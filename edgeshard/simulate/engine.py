@@ -31,10 +31,10 @@ from edgeshard.runtime.schedule_events import (
     TokenBack,
 )
 from edgeshard.runtime.wire import Sampling
+from edgeshard.schemas.common import Transfers
 from edgeshard.simulate.chain import SimulatedChain
 
 Events = Generator[simpy.Event, Any, None]
-Transfers = Literal["overlapped", "blocking"]
 Shared = Literal["none", "device", "medium"]
 ANY_TOKEN = 0
 

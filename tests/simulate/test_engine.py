@@ -15,6 +15,7 @@ from edgeshard.planner.plan import make_plan
 from edgeshard.planner.predict import bottleneck_seconds, latency_seconds
 from edgeshard.planner.units import Workload
 from edgeshard.runtime.schedule import Limits
+from edgeshard.schemas.common import Transfers
 from edgeshard.schemas.plan import Plan
 from edgeshard.simulate import (
     Arrival,
@@ -33,11 +34,19 @@ TWO = make_chain([3.0, 5.0], 1.0, 0.5, return_seconds=0.25, entry_seconds=0.125)
 ROUND_TRIP = 0.125 + 3 + 1.5 + 5 + 0.25
 
 
-def plan_of(case: Case, slots: int = 1) -> Plan:
+def plan_of(case: Case, slots: int = 1, transfers: Transfers = "overlapped") -> Plan:
     """A plan of a case; cases without one are left out."""
     try:
         return make_plan(
-            case.model, digest("m"), case.profile, "a", "throughput", 64, slots, prompt_tokens=9
+            case.model,
+            digest("m"),
+            case.profile,
+            "a",
+            "throughput",
+            64,
+            slots,
+            prompt_tokens=9,
+            transfers=transfers,
         )
     except (InputError, PlanError):
         assume(False)
@@ -196,6 +205,19 @@ def test_few_requests_reach_the_plans_throughput_too(case: Case, slots: int) -> 
     plan = plan_of(case, slots)
     found = figures(run_chain(chain_of_plan(plan), slots, new_tokens=30))
     assert found.steady_tokens_per_second == pytest.approx(plan.tokens_per_second, rel=0.03)
+
+
+@EXAMPLES
+@given(cases(tight=False), st.sampled_from([1, 2, 3, 16]))
+def test_blocking_transfers_reach_the_throughput_that_is_planned_for_them(
+    case: Case, slots: int
+) -> None:
+    plan = plan_of(case, slots, "blocking")
+    options = Options(transfers=plan.transfers)
+    found = figures(run_chain(chain_of_plan(plan), slots, new_tokens=30, options=options))
+    assert found.steady_tokens_per_second == pytest.approx(plan.tokens_per_second, rel=0.03)
+    overlapped = plan_of(case, slots)
+    assert plan.tokens_per_second <= overlapped.tokens_per_second * (1 + 1e-9)
 
 
 @EXAMPLES
