@@ -165,6 +165,7 @@ class Finished(Message, frozen=True):
         is_mixed: stages differ in provider, target, precision or ONNX Runtime version, and so in
             rounding.
         answer: which one of several.
+        reused_tokens: of the kept ones, that decode steps wrote, or that follow such.
         links: how hidden states travelled from each stage to the next.
     """
 
@@ -176,6 +177,7 @@ class Finished(Message, frozen=True):
     is_mixed: bool = False
     answer: AnswerIndex = 0
     links: tuple[Activation, ...] = ()
+    reused_tokens: Count = 0
 
 
 class Failed(Message, frozen=True):

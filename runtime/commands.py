@@ -18,7 +18,7 @@ import msgspec
 from edgeshard.errors import DeviceError, EdgeShardError, InputError
 from edgeshard.runtime import control, log, machine
 from edgeshard.runtime.child import Line
-from edgeshard.runtime.coordinator import CoordinatorConfig, StagePeer
+from edgeshard.runtime.coordinator_config import CoordinatorConfig, StagePeer
 from edgeshard.runtime.links import MAX_PROBE_BYTES, measure_link
 from edgeshard.runtime.tenant import Role, Task, Tenant
 from edgeshard.runtime.uploads import Uploads
@@ -311,6 +311,8 @@ class Commands:
             max_waiting=start.max_waiting,
             num_groups=start.num_groups,
             silence_seconds=start.silence_seconds,
+            copies_slots=start.copies_slots,
+            share_prompts=start.share_prompts,
             is_mixed=start.is_mixed,
             links=start.links,
             core=agent.device.cores[0] if agent.device.cores else None,

@@ -115,6 +115,7 @@ class StartCoordinator(Control, frozen=True):
     """Serve clients over the chain of these devices.
 
     Attributes:
+        copies_slots, share_prompts: see the schedule's `Limits`.
         is_mixed, links: what answers are flagged with: whether stages round differently, and how
             hidden states travel from each stage to the next.
     """
@@ -128,6 +129,8 @@ class StartCoordinator(Control, frozen=True):
     max_waiting: Positive = 64
     num_groups: Positive = 1
     silence_seconds: float = 30.0
+    copies_slots: bool = False
+    share_prompts: bool = False
     is_mixed: bool = False
     links: tuple[Activation, ...] = ()
 

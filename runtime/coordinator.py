@@ -22,13 +22,13 @@ from edgeshard.runtime import schedule_events as events
 from edgeshard.runtime.chain_watch import ChainWatch
 from edgeshard.runtime.channel import Network, Poller, Waker
 from edgeshard.runtime.child import Line
+from edgeshard.runtime.coordinator_config import CoordinatorConfig
 from edgeshard.runtime.desk import Desk
 from edgeshard.runtime.figures import Due
 from edgeshard.runtime.outlet import Outlet
 from edgeshard.runtime.request_counts import RequestCounts
 from edgeshard.runtime.text import TextModel
 from edgeshard.runtime.tracing import Tracer
-from edgeshard.schemas.common import Activation, Blob
 from edgeshard.schemas.model import ModelManifest
 
 START_SECONDS = 15.0
@@ -39,48 +39,6 @@ MAX_TURN_MESSAGES = 64
 
 class Stopped(Exception):  # noqa: N818  # not an error: the way out of the loop
     """The process is to end, and why."""
-
-
-class StagePeer(msgspec.Struct, frozen=True):
-    """A stage's device: its name, its agent's endpoint and its key."""
-
-    device: str
-    control_endpoint: str
-    key: str
-
-
-class CoordinatorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What an agent tells a coordinator; paths, never secrets.
-
-    Attributes:
-        first_endpoint: data port of stage 0.
-        client_keys: who may generate.
-        num_groups: micro-batches that keep every stage busy.
-        silence_seconds: how long a step may take before it counts as lost.
-        is_mixed, links: what answers are flagged with.
-        core: that its threads are pinned to; None: none.
-        tells_figures: the agent wants to know what is counted here.
-    """
-
-    store: str
-    model: Blob
-    key: str
-    epoch: int
-    stages: tuple[StagePeer, ...]
-    first_endpoint: str
-    listen_return: str
-    listen_clients: str
-    client_keys: tuple[str, ...]
-    context: int
-    slots: int
-    chunk_tokens: int
-    max_waiting: int
-    num_groups: int
-    silence_seconds: float
-    is_mixed: bool = False
-    links: tuple[Activation, ...] = ()
-    core: int | None = None
-    tells_figures: bool = False
 
 
 class Coordinator:
@@ -134,6 +92,8 @@ class Coordinator:
                 window=len(config.stages),
                 max_waiting=config.max_waiting,
                 num_groups=config.num_groups,
+                copies_slots=config.copies_slots,
+                share_prompts=config.share_prompts,
             )
         )
         self._sent: dict[int, float] = {}  # when a step left, by number

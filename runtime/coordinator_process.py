@@ -12,7 +12,8 @@ from edgeshard.errors import EdgeShardError
 from edgeshard.runtime import log
 from edgeshard.runtime.channel import Network
 from edgeshard.runtime.child import Line, Parent, Ready, exit_now
-from edgeshard.runtime.coordinator import Coordinator, CoordinatorConfig, Stopped
+from edgeshard.runtime.coordinator import Coordinator, Stopped
+from edgeshard.runtime.coordinator_config import CoordinatorConfig
 from edgeshard.runtime.keys import load_keys
 from edgeshard.runtime.text import load_text
 from edgeshard.schemas import files

@@ -29,7 +29,7 @@ from edgeshard.schemas.common import Activation, Blob
 from edgeshard.schemas.model import ModelManifest
 from edgeshard.schemas.plan import Plan
 from edgeshard.schemas.shard import ShardManifest
-from edgeshard.schemas.targets import view_for
+from edgeshard.schemas.targets import copies_slots, view_for
 
 CHUNK_TOKENS = 512
 LOAD_SECONDS = 600.0
@@ -97,6 +97,7 @@ def deploy(
     drain_seconds: float = 0.0,
     silence_seconds: float = 30.0,
     chunk_tokens: int = CHUNK_TOKENS,
+    share_prompts: bool = False,
 ) -> Deployment:
     """Deploy a plan.
 
@@ -115,6 +116,7 @@ def deploy(
         silence_seconds: how long a step may take before it counts as lost.
         chunk_tokens: prompt positions of a step at most. Small chunks let tokens of other requests
             pass in between; large ones read the weights less often.
+        share_prompts: a client's prompt may start with what another's left on the stages.
 
     Raises:
         InputError: plan, model and cluster do not fit together, or chunks are too small.
@@ -135,7 +137,11 @@ def deploy(
             plan.stages, (models[digest] for digest in plan.models), strict=True
         )
     ]
-    crew = _Crew(plan, cluster, keys, on_progress, chunk_tokens)
+    kinds = zip(
+        (stage.provider for stage in plan.stages), (one.kv for one, _ in shards), strict=True
+    )
+    copies = all(copies_slots(provider, kv.layout) for provider, kv in kinds)
+    crew = _Crew(plan, cluster, keys, on_progress, chunk_tokens, share_prompts, copies)
     try:
         return crew.deploy(store, manifest, model, shards, drain_seconds, silence_seconds)
     finally:
@@ -190,8 +196,12 @@ class _Crew:
         keys: KeyPair,
         on_progress: Callable[[DeployProgress], None],
         chunk_tokens: int,
+        share_prompts: bool,
+        copies: bool,
     ) -> None:
         self._plan = plan
+        self._copies = copies
+        self._share_prompts = share_prompts
         self._chunk_tokens = max(MIN_CHUNK_TOKENS, min(chunk_tokens, plan.context))
         self._cluster = cluster
         self._progress = on_progress
@@ -350,6 +360,8 @@ class _Crew:
             chunk_tokens=self._chunk_tokens,
             num_groups=num_groups(self._plan),
             silence_seconds=silence_seconds,
+            copies_slots=self._copies,
+            share_prompts=self._share_prompts,
             is_mixed=is_mixed,
             links=self._plan.links,
         )

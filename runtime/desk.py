@@ -165,6 +165,7 @@ class Desk:
                 sampling=sampling_of(parameters, own, derived_seed(seed, number)),
                 biases=tuple(parameters.logit_bias.items()),
                 deadline_seconds=parameters.deadline_seconds,
+                reuse_answers=parameters.reuse_answers,
             )
             if asked.has_failed:
                 return
@@ -234,6 +235,7 @@ class Desk:
                     self._is_mixed,
                     live.number,
                     self._links,
+                    one.num_reused,
                 )
             case events.Fail():
                 end = ask.Failed(asked.id, one.kind, one.reason, one.retry_seconds)

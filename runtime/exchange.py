@@ -60,6 +60,8 @@ class Result:
         token_seconds: from each token to the next, one less than there are tokens.
         compute_seconds: what the stages spent computing the tokens after the first.
         kept_tokens: of the prompt, that were not computed again as an earlier prompt had them.
+        reused_tokens: of these, that decode steps of earlier answers wrote, or that follow such;
+            where there are any, the answer may differ from that of a request alone.
         trace: of a traced request: what every step took where; see `runtime/token_times.py`.
         links: how hidden states travelled from each stage to the next; only fp32 loses nothing.
         is_mixed: stages differ in provider, target, precision or ONNX Runtime version: other
@@ -83,6 +85,7 @@ class Result:
     logprobs: tuple[float, ...] = ()
     alternatives: tuple[tuple[Alternative, ...], ...] = ()
     links: tuple[Activation, ...] = ()
+    reused_tokens: int = 0
 
     @property
     def is_lossy(self) -> bool:
@@ -206,6 +209,7 @@ class Exchange:
             kept_tokens=event.kept_tokens,
             is_mixed=event.is_mixed,
             links=event.links,
+            reused_tokens=event.reused_tokens,
             trace=None if self._clocks is None else Trace(tuple(self._steps), self._clocks),
             seed=derived_seed(self._seed, event.answer),
             logprobs=tuple(token.logprob for token in tokens if token.logprob is not None),

@@ -19,10 +19,8 @@ from onnx import TensorProto
 
 from edgeshard.errors import DeviceError
 from edgeshard.schemas.common import FloatType
-from edgeshard.schemas.targets import CUDA, TENSORRT
+from edgeshard.schemas.targets import ON_GPU
 
-# Providers whose tensors lie elsewhere than in the machine's memory, as ONNX Runtime calls it.
-DEVICES = {CUDA: "cuda", TENSORRT: "cuda"}
 # numpy has no bfloat16: ONNX Runtime takes its number in the standard instead.
 KINDS: dict[FloatType, Any] = {
     "float32": np.float32,
@@ -32,8 +30,8 @@ KINDS: dict[FloatType, Any] = {
 
 
 def device_of(provider: str) -> str:
-    """Where a provider computes."""
-    return DEVICES.get(provider, "cpu")
+    """Where a provider computes, as ONNX Runtime calls it."""
+    return "cuda" if provider in ON_GPU else "cpu"
 
 
 @dataclass(frozen=True)

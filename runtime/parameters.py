@@ -50,6 +50,9 @@ class Options(TypedDict, total=False):
         presence_penalty: taken from the logit of a token that is in the answer, -2 to 2; 0.
         frequency_penalty: taken for each time that it is in the answer, -2 to 2; 0.
         logit_bias: added to the logits of tokens, by id, -100 to 100; at most 1024 tokens.
+        reuse_answers: start with what decode steps of earlier requests wrote too, where the prompt
+            goes on behind an answer. Such keys and values are rounded otherwise than a prompt's, so
+            the answer may depend on what was asked before; `Result.reused_tokens` says so.
         trace: let the result have a `trace`: what every step took where. Of one answer alone.
         deadline_seconds: after these the answer ends as it is, waiting for a slot included; None:
             never.
@@ -68,6 +71,7 @@ class Options(TypedDict, total=False):
     presence_penalty: float
     frequency_penalty: float
     logit_bias: Mapping[int, float]
+    reuse_answers: bool
     trace: bool
     deadline_seconds: float | None
 
@@ -88,6 +92,7 @@ class Parameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     logit_bias: dict[int, float] = {}
+    reuse_answers: bool = False
     trace: bool = False
     deadline_seconds: float | None = None
 

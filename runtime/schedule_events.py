@@ -15,7 +15,13 @@ from edgeshard.runtime.wire import Kept, Sampling
 
 @dataclass(frozen=True, kw_only=True)
 class Submit:
-    """A client asks; `client` is whom turns are counted by; biases are by token id."""
+    """A client asks.
+
+    Attributes:
+        client: whom turns are counted by.
+        biases: by token id.
+        reuse_answers: start with what decode steps of earlier requests wrote, too.
+    """
 
     request: int
     client: str
@@ -24,6 +30,7 @@ class Submit:
     sampling: Sampling
     biases: tuple[tuple[int, float], ...] = ()
     deadline_seconds: float | None = None
+    reuse_answers: bool = False
 
 
 @dataclass(frozen=True)
@@ -138,12 +145,18 @@ class Emit:
 
 @dataclass(frozen=True)
 class Finish:
-    """The request is complete; `num_kept` positions of its prompt were there already."""
+    """The request is complete.
+
+    Attributes:
+        num_kept: positions of its prompt that were there already.
+        num_reused: of these, that a decode step of an earlier request wrote, or that follow one.
+    """
 
     request: int
     reason: FinishReason
     num_tokens: int
     num_kept: int = 0
+    num_reused: int = 0
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,9 @@ class Limits:
         num_groups: of slots; None: each slot is its own, so that nothing is batched.
         in_rounds: next tokens wait until nothing is on its way and go out together, with the
             bubbles that this makes; else each leaves as soon as its own last one is back.
+        copies_slots: every stage can copy keys and values from slot to slot.
+        share_prompts: a client's prompt may start with what another's left, of which the time to a
+            first token then tells.
     """
 
     slots: int
@@ -33,6 +36,8 @@ class Limits:
     max_waiting_tokens: int = 2**18
     in_rounds: bool = False
     num_groups: int | None = None
+    copies_slots: bool = True
+    share_prompts: bool = False
 
     @property
     def group_slots(self) -> int:
@@ -42,7 +47,11 @@ class Limits:
 
 
 def chunk_size(num_left: int, chunk_tokens: int) -> int:
-    """Positions of the next chunk of a prompt: never one, unless one is all there is."""
+    """Positions of the next chunk of a prompt: even, unless it is the last.
+
+    Never one, unless one is all there is.
+    """
     if num_left <= chunk_tokens:
         return num_left
-    return chunk_tokens - 1 if num_left - chunk_tokens == 1 else chunk_tokens
+    even = chunk_tokens - chunk_tokens % 2
+    return even - 2 if num_left - even == 1 else even

@@ -13,6 +13,8 @@ from edgeshard.schemas.model import ModelManifest
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 TENSORRT = "TensorrtExecutionProvider"
+# Providers whose tensors lie elsewhere than in the machine's memory.
+ON_GPU = (CUDA, TENSORRT)
 
 # Best first. The CPU provider has every operator, so it can check every target.
 RUNS: dict[str, tuple[Target, ...]] = {
@@ -23,6 +25,11 @@ RUNS: dict[str, tuple[Target, ...]] = {
 STANDARD: tuple[Target, ...] = ("portable",)
 # ONNX Runtime's CPU provider casts float16 to float32 where it has no kernel, bfloat16 nowhere.
 LACKS: dict[str, tuple[FloatType, ...]] = {CPU: ("bfloat16",)}
+
+
+def copies_slots(provider: str, layout: str) -> bool:
+    """Whether keys and values of one slot can be copied to another, by a cache's layout."""
+    return layout == "append" or provider not in ON_GPU
 
 
 def runs(provider: str) -> tuple[Target, ...]:

@@ -31,6 +31,13 @@ def deploy(
             help="Prompt positions of a step: fewer slow other answers less, more are faster.",
         ),
     ] = 512,
+    share_prompts: Annotated[
+        bool,
+        typer.Option(
+            "--share-prompts",
+            help="Let a client's prompt start with what another's left; its speed tells of it.",
+        ),
+    ] = False,
 ) -> None:
     """Send each device what it lacks, load every stage and start serving.
 
@@ -59,6 +66,7 @@ def deploy(
         on_progress=Narrator(),
         drain_seconds=drain,
         chunk_tokens=chunk_tokens,
+        share_prompts=share_prompts,
     )
     for index, stage in enumerate(deployment.stages):
         typer.echo(

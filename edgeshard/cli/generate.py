@@ -73,6 +73,12 @@ def generate(
     deadline: Annotated[
         float | None, typer.Option(min=0, help="Seconds after which the answer ends as it is.")
     ] = None,
+    reuse_answers: Annotated[
+        bool,
+        typer.Option(
+            "--reuse-answers", help="Start with what earlier answers left too; bits may differ."
+        ),
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object at the end instead of text.")
     ] = False,
@@ -93,6 +99,7 @@ def generate(
         "frequency_penalty": frequency_penalty,
         "logit_bias": _biases(logit_bias or ()),
         "deadline_seconds": deadline,
+        "reuse_answers": reuse_answers,
     }
     if max_tokens is not None:
         options["max_tokens"] = max_tokens
@@ -153,6 +160,8 @@ def _timings(result: Result) -> str:
     if result.token_seconds:
         mean = sum(result.token_seconds) / len(result.token_seconds)
         text += f", then {mean * 1000:.1f} ms each ({1 / mean:.1f} tokens/s)"
+    if result.reused_tokens:
+        text += f"; {result.reused_tokens} tokens of the prompt as earlier answers left them"
     if result.is_mixed:
         text += "; mixed: stages differ in provider, target, precision or ONNX Runtime version"
     if result.is_lossy:
@@ -171,6 +180,7 @@ def _plain(result: Result) -> dict[str, object]:
         "compute_seconds": result.compute_seconds,
         "is_mixed": result.is_mixed,
         "kept_tokens": result.kept_tokens,
+        "reused_tokens": result.reused_tokens,
         "seed": result.seed,
         "links": result.links,
     }

@@ -135,7 +135,7 @@ def test_many_at_once_get_their_own_answers(client: Client) -> None:
 
 
 def test_a_prompt_that_starts_like_an_earlier_one_is_computed_from_there(client: Client) -> None:
-    start = "the same words at the start of both"
+    start = "the very same words at the start of both"
     client.generate(f"{start}, one", raw=True, max_tokens=5).finish()
     result = client.generate(f"{start}, two", raw=True, max_tokens=20).finish()
     assert result.kept_tokens == len(f"{start}, ")
