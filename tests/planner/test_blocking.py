@@ -91,7 +91,7 @@ def test_least_transfers_make_no_chain_slower(seed: int) -> None:
         assert bounded.total(chain) == pytest.approx(table.total(chain))
 
 
-def chain_of_three(transfers: Transfers, slots: int = 8, **options: bool) -> Plan:
+def chain_of_three(transfers: Transfers, slots: int = 8, head_at_source: bool = False) -> Plan:
     """Six units of 10 ms over three devices, hops of 10.5 ms of which 0.5 keep the link."""
     return make_plan(
         MODEL,
@@ -103,7 +103,7 @@ def chain_of_three(transfers: Transfers, slots: int = 8, **options: bool) -> Pla
         slots,
         32,
         transfers=transfers,
-        **options,
+        head_at_source=head_at_source,
     )
 
 
