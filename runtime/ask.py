@@ -6,7 +6,8 @@
                   ◄──  if traced: Timed(id, step, …): one per step, and Clocks(id) before the end
                   ◄──  Finished(id, answer) for each answer, or one Failed(id), ends every request
     Cancel(id)    ──►  ends with Finished(cancelled)
-    Ping          ──►  Pong; silence beyond a few seconds means that the coordinator is gone
+    Ping(taken)   ──►  Pong; silence beyond a few seconds means that the coordinator is gone, and
+                       whoever has not taken `MAX_UNREAD_BYTES` of what it was sent gets no more
 
 Rule: a client is told of every request how it ended, or finds out itself by the silence.
 """
@@ -33,6 +34,8 @@ from edgeshard.schemas.common import Activation, Name
 
 MAX_ASK_BYTES = 512 * 1024
 MAX_EVENT_BYTES = 512 * 1024
+MAX_UNREAD_BYTES = 1024 * 1024  # of events to a client that it has not told to have taken
+ACK_BYTES = 128 * 1024  # taken bytes after which a client tells at once
 
 FinishReason = Literal["stop", "length", "cancelled", "deadline"]
 AnswerIndex = Annotated[int, Meta(ge=0, lt=MAX_ANSWERS)]
@@ -67,7 +70,13 @@ class Cancel(Message, frozen=True):
 
 
 class Ping(Message, frozen=True):
-    """Are you there?"""
+    """Are you there?
+
+    Attributes:
+        taken_bytes: of events, that the client has read on this connection.
+    """
+
+    taken_bytes: Count = 0
 
 
 class Pong(Message, frozen=True):

@@ -50,6 +50,8 @@ class _Stream:
         self._exchange = self._new_exchange()
         self._cancel_wanted = False
         self._is_closed = False
+        self._taken_bytes = 0
+        self._told_bytes = 0
         self._left = time.monotonic()
 
     def _new_exchange(self) -> Exchange:
@@ -96,18 +98,26 @@ class _Stream:
     def _take(self) -> Token | None:
         """The next token that is here already, after what is to be sent was sent."""
         now = time.monotonic()
-        while (frames := self._dialer.receive()) is not None:
-            event = ask.event_codec.decode(split(frames, 0)[0])
-            token = self._exchange.handle(event, now)
-            if token is not None:
-                self._left = now
-                return token
+        token = self._next_token(now)
         if self._exchange.result is None:
             if self._cancel_wanted:
                 self._cancel_wanted = False
                 self._dialer.send([encode(ask.Cancel(NUMBER))])
-            if self._exchange.wants_ping(now):
-                self._dialer.send([encode(ask.Ping())])
+            is_much = self._taken_bytes - self._told_bytes >= ask.ACK_BYTES
+            if self._exchange.wants_ping(now) or is_much:
+                self._told_bytes = self._taken_bytes
+                self._dialer.send([encode(ask.Ping(self._taken_bytes))])
+        if token is not None:
+            self._left = now
+        return token
+
+    def _next_token(self, now: float) -> Token | None:
+        while (frames := self._dialer.receive()) is not None:
+            header = split(frames, 0)[0]
+            self._taken_bytes += len(header)
+            token = self._exchange.handle(ask.event_codec.decode(header), now)
+            if token is not None:
+                return token
         return None
 
     def _hang_up(self, linger_seconds: float = 0.0) -> None:

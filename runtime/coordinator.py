@@ -175,7 +175,7 @@ class Coordinator:
             self._config.links,
             model.generation,
         )
-        desk.refuse_when(self._schedule.busy)
+        desk.refuse_when(self._schedule.busy, self._counts.refuse)
         try:
             while not (self._drain is not None and desk.is_idle):
                 self._turn(desk)

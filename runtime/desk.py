@@ -40,6 +40,14 @@ class _Asked:
 
 
 @dataclass
+class _Stream:
+    """What a client with a request was sent, and has told to have taken."""
+
+    sent_bytes: int = 0
+    taken_bytes: int = 0
+
+
+@dataclass
 class _Live:
     """An answer that is not over."""
 
@@ -76,6 +84,8 @@ class Desk:
         self._tracer = tracer or Tracer(())
         self._live: dict[int, _Live] = {}
         self._busy: Callable[[], tuple[str, float] | None] = lambda: None
+        self._refused: Callable[[str], None] = lambda kind: None
+        self._streams: dict[bytes, _Stream] = {}
         self._next_probe = 0.0
         self._owed: deque[tuple[float, bytes, ask.Event]] = deque(maxlen=MAX_OWED)
         self._next_request = 1
@@ -85,9 +95,16 @@ class Desk:
         """Whether no request is live."""
         return not self._live
 
-    def refuse_when(self, busy: Callable[[], tuple[str, float] | None]) -> None:
-        """Refuse at once, before the prompt costs anything, while `busy` says why and how long."""
-        self._busy = busy
+    def refuse_when(
+        self,
+        busy: Callable[[], tuple[str, float] | None],
+        refused: Callable[[str], None] = lambda kind: None,
+    ) -> None:
+        """Refuse at once, before the prompt costs anything, while `busy` says why and how long.
+
+        `refused` is told the kind of error of each request that is not submitted.
+        """
+        self._busy, self._refused = busy, refused
 
     def probe(self, now: float) -> list[events.Cancel]:
         """Look twice a second whether every client with a request is still there.
@@ -103,9 +120,15 @@ class Desk:
             since = since or now
             if now - since < OWED_SECONDS and not self._say(peer, event):
                 self._owed.append((since, peer, event))
+        self._forget_streams()
         peers = dict.fromkeys(live.asked.peer for live in self._live.values())
         gone = [peer for peer in peers if not self._say(peer, ask.Pong())]
         return [events.Cancel(one) for peer in gone for one in self._requests_of(peer)]
+
+    def _forget_streams(self) -> None:
+        live = {live.asked.peer for live in self._live.values()}
+        live |= {peer for _, peer, _ in self._owed}
+        self._streams = {peer: one for peer, one in self._streams.items() if peer in live}
 
     # From clients
 
@@ -118,7 +141,7 @@ class Desk:
             try:
                 message = ask.ask_codec.decode(wire.split(arrival.frames, 0)[0])
             except wire.ProtocolError as error:
-                self._say(arrival.peer, ask.Failed(0, "LinkError", str(error)))
+                self._refuse(arrival.peer, ask.Failed(0, "LinkError", str(error)))
                 continue
             match message:
                 case ask.Generate():
@@ -127,13 +150,16 @@ class Desk:
                     for request in self._requests_of(arrival.peer, message.id):
                         yield events.Cancel(request)
                 case ask.Ping():
+                    stream = self._streams.get(arrival.peer)
+                    if stream is not None:
+                        stream.taken_bytes = min(message.taken_bytes, stream.sent_bytes)
                     self._say(arrival.peer, ask.Pong())
 
     def _generate(self, arrival: Arrival, message: ask.Generate) -> Iterator[events.Submit]:
         parameters = message.parameters
         busy = self._busy()
         if busy is not None:
-            self._say(arrival.peer, ask.Failed(message.id, "BusyError", *busy))
+            self._refuse(arrival.peer, ask.Failed(message.id, "BusyError", *busy))
             return
         try:
             if self._requests_of(arrival.peer, message.id):
@@ -146,9 +172,11 @@ class Desk:
             else:
                 prompt = self._text.encode_chat(message.messages)
         except EdgeShardError as error:
-            self._say(arrival.peer, ask.Failed(message.id, control.kind_of(error), str(error)))
+            kind = control.kind_of(error)
+            self._refuse(arrival.peer, ask.Failed(message.id, kind, str(error)))
             return
         asked = _Asked(arrival.peer, message.id, parameters)
+        self._streams.setdefault(arrival.peer, _Stream())
         own = settled(parameters, self._defaults)
         seed = secrets.randbits(63) if parameters.seed is None else parameters.seed
         for number in range(parameters.n):
@@ -170,6 +198,10 @@ class Desk:
             if asked.has_failed:
                 return
         self._say(asked.peer, ask.Started(asked.id, len(prompt), seed))
+
+    def _refuse(self, peer: bytes, failed: ask.Failed) -> None:
+        self._refused(failed.kind)
+        self._say(peer, failed)
 
     def _requests_of(self, peer: bytes, number: int | None = None) -> list[int]:
         return [
@@ -267,7 +299,16 @@ class Desk:
         )
 
     def _say(self, peer: bytes, event: ask.Event) -> bool:
-        return self._clients.send(peer, [wire.encode(event)])
+        """Send; False where the client is gone, or has not read too much."""
+        data = wire.encode(event)
+        stream = self._streams.get(peer)
+        if stream is None:
+            return self._clients.send(peer, [data])
+        if stream.sent_bytes - stream.taken_bytes + len(data) > ask.MAX_UNREAD_BYTES:
+            return False
+        is_sent = self._clients.send(peer, [data])
+        stream.sent_bytes += len(data) if is_sent else 0
+        return is_sent
 
 
 def sampling_of(parameters: Parameters, own: Settled, seed: int) -> wire.Sampling:

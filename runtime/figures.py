@@ -75,6 +75,7 @@ class CoordinatorFigures(msgspec.Struct, frozen=True, kw_only=True, tag="coordin
     Attributes:
         is_up: the chain takes requests.
         requests: that are over, by how: stop, length, cancelled, failed, refused.
+        refusals: requests that never got a slot, by the kind of error that they ended with.
         kept_tokens: of prompts, that were not computed again.
         first_token_seconds: from taking a request to its first token, waiting included.
         token_seconds: from each token of a request to its next.
@@ -82,6 +83,7 @@ class CoordinatorFigures(msgspec.Struct, frozen=True, kw_only=True, tag="coordin
 
     is_up: bool
     requests: dict[str, int]
+    refusals: dict[str, int]
     tokens: int
     prompt_tokens: int
     kept_tokens: int

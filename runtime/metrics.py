@@ -38,7 +38,14 @@ from edgeshard.runtime.figures import CoordinatorFigures, Distribution, StageFig
 from edgeshard.runtime.tenant import Role, Tenant
 
 SCRAPE_SECONDS = 5.0
-OUTCOMES = ("stop", "length", "cancelled", "failed", "refused")
+OUTCOMES = ("stop", "length", "cancelled", "deadline", "failed", "refused")
+# Why a request was refused, by the error that it ended with.
+REASONS = {
+    "BusyError": "busy",
+    "InputError": "input",
+    "LinkError": "protocol",
+    "DeviceError": "chain",
+}
 
 
 class AgentCollector(Collector):
@@ -124,6 +131,15 @@ def _coordinator(one: CoordinatorFigures) -> Iterator[Metric]:
     for outcome in OUTCOMES:
         requests.add_metric([outcome], one.requests.get(outcome, 0))
     yield requests
+    refusals = CounterMetricFamily(
+        "edgeshard_refusals", "Requests that never got a slot, by why.", labels=["reason"]
+    )
+    counts = dict.fromkeys((*REASONS.values(), "other"), 0)
+    for kind, count in one.refusals.items():
+        counts[REASONS.get(kind, "other")] += count
+    for reason, count in counts.items():
+        refusals.add_metric([reason], count)
+    yield refusals
     yield _counter("edgeshard_tokens", "Tokens given to clients.", one.tokens)
     yield _counter("edgeshard_prompt_tokens", "Tokens of all prompts.", one.prompt_tokens)
     yield _counter("edgeshard_prompt_kept_tokens", "Of these, not computed again.", one.kept_tokens)

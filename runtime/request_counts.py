@@ -1,7 +1,7 @@
 """Counts requests and tokens from what the schedule is told and wants done. No socket, no clock.
 
 Rule: each request is counted once, by how it ended; one that never got a slot and failed was
-refused.
+refused. What the desk refuses never becomes one of the schedule's; it is counted here all the same.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ class RequestCounts:
 
     def __init__(self) -> None:
         self._requests: Counter[str] = Counter()
+        self._refusals: Counter[str] = Counter()
         self._tokens = 0
         self._prompt_tokens = 0
         self._kept_tokens = 0
@@ -51,8 +52,20 @@ class RequestCounts:
                     self._kept_tokens += one.num_kept
                     self._end(one.request, one.reason)
                 case events.Fail():
-                    was_open = one.request in self._opened
-                    self._end(one.request, "failed" if was_open else "refused")
+                    if one.request in self._opened:
+                        self._end(one.request, "failed")
+                    else:
+                        self._end(one.request, "refused")
+                        self._refusals[one.kind] += 1
+
+    def refuse(self, kind: str) -> None:
+        """Count a request that is none for the schedule.
+
+        Args:
+            kind: name of the error's class.
+        """
+        self._requests["refused"] += 1
+        self._refusals[kind] += 1
 
     def _end(self, request: int, outcome: str) -> None:
         self._requests[outcome] += 1
@@ -64,6 +77,7 @@ class RequestCounts:
         return CoordinatorFigures(
             is_up=schedule.failed is None,
             requests=dict(self._requests),
+            refusals=dict(self._refusals),
             tokens=self._tokens,
             prompt_tokens=self._prompt_tokens,
             kept_tokens=self._kept_tokens,

@@ -10,7 +10,7 @@ from edgeshard.runtime import schedule_events as events
 from edgeshard.runtime.desk import OWED_SECONDS, Desk
 from edgeshard.runtime.parameters import Parameters, derived_seed
 from edgeshard.runtime.text import TextModel
-from edgeshard.runtime.wire import MAJOR, Likely, Sampled, Sampling
+from edgeshard.runtime.wire import MAJOR, Likely, Sampled, Sampling, encode
 from edgeshard.schemas.model import Generation
 from support.fake_clients import FakeClients
 from support.runtime_double import END, VOCAB, byte_tokenizer
@@ -187,6 +187,74 @@ def test_a_full_chain_refuses_before_the_prompt_is_read() -> None:
     clients.ask(msgspec.structs.replace(generate(), prompt=None))  # no template takes this
     assert list(desk.take()) == []
     assert clients.told[b"p"] == [ask.Failed(1, "BusyError", "64 requests wait", 2.5)]
+
+
+def test_every_refusal_is_told_with_its_kind() -> None:
+    desk, clients = served()
+    kinds: list[str] = []
+    desk.refuse_when(lambda: None, kinds.append)
+    for message in (b"no message", generate(1, n=99), generate(2), generate(2)):
+        clients.ask(message)
+    assert len(submitted(desk)) == 1
+    desk.refuse_when(lambda: ("64 requests wait", 2.5), kinds.append)
+    clients.ask(generate(3))
+    assert submitted(desk) == []
+    assert kinds == ["LinkError", "InputError", "LinkError", "BusyError"]
+
+
+def fill(desk: Desk, request: int) -> int:
+    """Give a client tokens until it is cut off; how many it got."""
+    for index in range(ask.MAX_UNREAD_BYTES):
+        desk.read(Sampled(request, 65), 0.1)
+        if desk.give(events.Emit(request, 65, index)):
+            return index
+    raise AssertionError("it was never cut off")
+
+
+def test_a_client_that_takes_nothing_is_cut_off_by_bytes_and_told_when_it_reads() -> None:
+    desk, clients = served()
+    clients.ask(generate())
+    (one,) = submitted(desk)
+    num_tokens = fill(desk, one.request)
+    data = [encode(event) for event in clients.told[b"p"]]
+    piece = len(data[-1])
+    assert ask.MAX_UNREAD_BYTES - piece < sum(map(len, data)) <= ask.MAX_UNREAD_BYTES
+    desk.give(events.Finish(one.request, "cancelled", num_tokens))
+    desk.probe(1.0)
+    assert isinstance(clients.told[b"p"][-1], ask.Piece)
+    clients.ask(ask.Ping(sum(map(len, data))))
+    assert list(desk.take()) == []
+    desk.probe(2.0)
+    assert clients.told[b"p"][-1:] == [
+        ask.Finished(1, "cancelled", num_tokens, desk_seconds(num_tokens))
+    ]
+
+
+def desk_seconds(num_tokens: int) -> float:
+    """What `fill` says that decode steps took, the first token being the prompt's."""
+    total = 0.0
+    for _ in range(num_tokens):
+        total += 0.1
+    return total
+
+
+def test_a_client_that_says_what_it_took_is_not_cut_off() -> None:
+    desk, clients = served()
+    clients.ask(generate())
+    (one,) = submitted(desk)
+    num_tokens = fill(desk, one.request)
+    clients.ask(ask.Ping(ask.MAX_UNREAD_BYTES))
+    assert list(desk.take()) == []
+    assert desk.give(events.Emit(one.request, 65, num_tokens)) == []
+
+
+def test_what_a_client_took_without_being_sent_gives_it_no_more_room() -> None:
+    desk, clients = served()
+    clients.ask(generate())
+    (one,) = submitted(desk)
+    clients.ask(ask.Ping(2**40))
+    assert list(desk.take()) == []
+    fill(desk, one.request)
 
 
 def test_a_client_that_is_gone_is_cancelled_at_the_next_look() -> None:

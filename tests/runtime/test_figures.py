@@ -69,6 +69,15 @@ def test_what_waits_is_counted_and_what_is_turned_away() -> None:
         chain.handle(submit(request), 1.0)
     assert chain.read().waiting == 1
     assert chain.read().requests == {"refused": 1}
+    assert chain.read().refusals == {"BusyError": 1}
+
+
+def test_what_never_reaches_the_schedule_is_counted_too() -> None:
+    chain = Counted()
+    chain.counts.refuse("InputError")
+    chain.counts.refuse("InputError")
+    found = chain.read()
+    assert (found.requests, found.refusals) == ({"refused": 2}, {"InputError": 2})
 
 
 def test_a_request_that_dies_with_the_chain_failed() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import urllib.request
 from collections.abc import Iterator, Mapping
+from typing import get_args
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -14,6 +15,7 @@ from prometheus_client.registry import Collector
 
 from edgeshard.errors import DeviceError, InputError
 from edgeshard.runtime import metrics
+from edgeshard.runtime.ask import FinishReason
 from edgeshard.runtime.control import StageState
 from edgeshard.runtime.figures import (
     CoordinatorFigures,
@@ -39,7 +41,8 @@ STAGE = StageFigures(
 )
 COORDINATOR = CoordinatorFigures(
     is_up=True,
-    requests={"stop": 5, "refused": 2},
+    requests={"stop": 5, "deadline": 1, "refused": 7},
+    refusals={"BusyError": 4, "InputError": 2, "ArtifactError": 1},
     tokens=99,
     prompt_tokens=40,
     kept_tokens=8,
@@ -92,8 +95,17 @@ def test_the_coordinator_is_told() -> None:
     assert found["edgeshard_chain_up", ""] == 1
     assert found["edgeshard_requests_total", "outcome=stop"] == 5
     assert found["edgeshard_requests_total", "outcome=failed"] == 0
+    assert found["edgeshard_requests_total", "outcome=deadline"] == 1
+    assert found["edgeshard_refusals_total", "reason=busy"] == 4
+    assert found["edgeshard_refusals_total", "reason=input"] == 2
+    assert found["edgeshard_refusals_total", "reason=protocol"] == 0
+    assert found["edgeshard_refusals_total", "reason=other"] == 1
     assert found["edgeshard_requests_waiting", ""] == 3
     assert found["edgeshard_tokens_total", ""] == 99
+
+
+def test_every_way_to_end_has_an_outcome() -> None:
+    assert {*get_args(FinishReason), "failed", "refused"} == set(metrics.OUTCOMES)
 
 
 def test_a_child_that_is_gone_counts_nothing_any_more() -> None:
