@@ -4,9 +4,9 @@
 
 A chain for each size, its workers pinned; all of them wait while one is measured, in turns. First
 the prompt alone; then beside another request that decodes: the prompt's time to first token, and
-what a token of the other one takes meanwhile, to what it took right before. Everything is a ratio
-to the largest size, with which the prompt goes as one chunk. Every prompt is another one, so that
-no prefix of an earlier one is reused.
+what a token of the other one takes meanwhile, to what it took right before. Both times are ratios
+to the prompt alone at the largest size, with which it goes as one chunk. Every prompt is another
+one, so that no prefix of an earlier one is reused.
 """
 
 from __future__ import annotations
@@ -55,12 +55,14 @@ class Round:
     """Seconds; `alone` is the prompt by itself.
 
     Attributes:
-        slowdown: of the other request's tokens while the prompt is read.
+        slowdown: of the other request's tokens while the prompt is read, on average.
+        pause_ms: the longest time without such a token.
     """
 
     alone_seconds: float
     beside_seconds: float
     slowdown: float
+    pause_ms: float
     token_ms: float
     prompt_tokens: int
 
@@ -97,14 +99,20 @@ async def one_round(local: LocalCluster, numbers: Iterator[int]) -> Round:
         while len(times) <= ALONE_TOKENS:
             await asyncio.sleep(0.05)
         before = (times[-1] - times[8]) / (len(times) - 9)
-        started, count = time.perf_counter(), len(times)
+        started = time.perf_counter()
         beside, _ = await first_token(client, prompt_of(next(numbers)))
-        during = [at for at in times[count - 1 :] if at <= started + beside]
+        during = [at for at in times if started < at <= started + beside]
         other.cancel()
         await asyncio.gather(other, return_exceptions=True)
-    # A pause longer than the whole prompt counts as the one token that it delayed.
-    meanwhile = (during[-1] - during[0]) / (len(during) - 1) if len(during) > 1 else beside
-    return Round(alone, beside, meanwhile / before, before * 1e3, length)
+    pauses = [b - a for a, b in itertools.pairwise([started, *during, started + beside])]
+    return Round(
+        alone_seconds=alone,
+        beside_seconds=beside,
+        slowdown=beside / max(1, len(during)) / before,
+        pause_ms=max(pauses) * 1e3,
+        token_ms=before * 1e3,
+        prompt_tokens=length,
+    )
 
 
 def main() -> None:
@@ -114,7 +122,7 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--work", type=Path, required=True, help="folder on the store's disk")
     parser.add_argument("--cut", type=int, required=True, help="first unit of the second stage")
-    parser.add_argument("--chunks", type=int, nargs="+", default=[2048, 512, 256, 64, 16, 8, 4])
+    parser.add_argument("--chunks", type=int, nargs="+", default=[2048, 512, 128, 16, 4])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args()
@@ -140,6 +148,8 @@ def main() -> None:
             locals_[size] = running.local
             for core, worker in enumerate(running.workers):
                 pin(worker, core)
+        for size in sizes:
+            asyncio.run(one_round(locals_[size], numbers))  # pages are touched, buffers made
         for number in range(chosen.rounds):
             for size in sizes:
                 found[size].append(asyncio.run(one_round(locals_[size], numbers)))
@@ -147,8 +157,8 @@ def main() -> None:
     whole = found[sizes[0]]
     print(f"prompt of {whole[0].prompt_tokens} tokens; ms of a token alone: ", end="")
     print(spread([one.token_ms for one in whole]))
-    print("| chunk | alone, s | to unchunked | beside, s | to unchunked alone | slowdown |")
-    print("| --: | --- | --- | --- | --- | --- |")
+    print("| chunk | alone, s | to unchunked | beside, s | to it | slowdown | pause, ms |")
+    print("| --: | --- | --- | --- | --- | --- | --- |")
     for size in sizes:
         rows = found[size]
         alone = [a.alone_seconds / b.alone_seconds for a, b in zip(rows, whole, strict=True)]
@@ -156,7 +166,8 @@ def main() -> None:
         print(
             f"| {size} | {statistics.median(r.alone_seconds for r in rows):.2f} | {spread(alone)} "
             f"| {statistics.median(r.beside_seconds for r in rows):.2f} | {spread(beside)} "
-            f"| {spread([one.slowdown for one in rows], 1)} |"
+            f"| {spread([one.slowdown for one in rows])} "
+            f"| {spread([one.pause_ms for one in rows], 0)} |"
         )
     if chosen.json:
         plain = {size: [asdict(one) for one in rows] for size, rows in found.items()}
