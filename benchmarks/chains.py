@@ -16,8 +16,9 @@ import psutil
 
 from edgeshard.artifacts.fuse import fuse
 from edgeshard.artifacts.store import Store
-from edgeshard.runtime.deploy import CHUNK_TOKENS, Deployment, DeployProgress, deploy
+from edgeshard.runtime.deploy import Deployment, DeployProgress, deploy
 from edgeshard.runtime.local import LocalCluster
+from edgeshard.runtime.schedule_limits import CHUNK_TOKENS
 from edgeshard.schemas.common import Blob
 from edgeshard.schemas.model import ModelManifest
 from edgeshard.schemas.plan import MemoryUse, Plan, Stage

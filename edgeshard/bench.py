@@ -15,12 +15,12 @@ import numpy as np
 
 from edgeshard.artifacts.fuse import fuse
 from edgeshard.artifacts.store import Store
+from edgeshard.runtime.schedule_limits import CHUNK_TOKENS
 from edgeshard.runtime.session import ShardSession
 from edgeshard.schemas.common import Blob
 from edgeshard.schemas.model import ModelManifest
 
 DECODE_TOKENS = 64
-PREFILL_CHUNK = 512
 SEED = 7
 
 
@@ -51,8 +51,8 @@ class OneProcess:
     def prefill(self, length: int) -> float:
         """Seconds of a prompt into an empty cache."""
         started = time.perf_counter()
-        for start in range(0, length, PREFILL_CHUNK):
-            tokens = self._tokens[:, start : min(start + PREFILL_CHUNK, length)]
+        for start in range(0, length, CHUNK_TOKENS):
+            tokens = self._tokens[:, start : min(start + CHUNK_TOKENS, length)]
             self._session.run(0, np.array([start]), tokens)
         return time.perf_counter() - started
 

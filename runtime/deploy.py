@@ -23,7 +23,7 @@ from edgeshard.runtime import control
 from edgeshard.runtime.agent_client import AgentClient
 from edgeshard.runtime.channel import KeyPair, Network
 from edgeshard.runtime.machine import cluster_digest
-from edgeshard.runtime.schedule_limits import MIN_CHUNK_TOKENS
+from edgeshard.runtime.schedule_limits import CHUNK_TOKENS, MIN_CHUNK_TOKENS
 from edgeshard.schemas.cluster import Cluster
 from edgeshard.schemas.common import Activation, Blob
 from edgeshard.schemas.model import ModelManifest
@@ -31,7 +31,6 @@ from edgeshard.schemas.plan import Plan
 from edgeshard.schemas.shard import ShardManifest
 from edgeshard.schemas.targets import copies_slots, view_for
 
-CHUNK_TOKENS = 512
 LOAD_SECONDS = 600.0
 START_SECONDS = 60.0
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from edgeshard.runtime.wire import MAX_ROWS
 
 MIN_CHUNK_TOKENS = 3
+# Faster than 512 on a CPU, also alone, and tokens of others wait half as long (docs/benchmarks.md).
+CHUNK_TOKENS = 256
 NUM_HELD = 32  # the latest requests, whose slot times say how fast the queue moves
 MAX_RETRY_SECONDS = 600.0
 
@@ -30,7 +32,7 @@ class Limits:
 
     slots: int
     context: int
-    chunk_tokens: int = 512
+    chunk_tokens: int = CHUNK_TOKENS
     window: int = 1
     max_waiting: int = 64
     max_waiting_tokens: int = 2**18

@@ -25,12 +25,12 @@ def deploy(
         typer.Option(min=0, help="Seconds that requests of what runs now may take to finish."),
     ] = 0.0,
     chunk_tokens: Annotated[
-        int,
+        int | None,
         typer.Option(
             min=3,
-            help="Prompt positions of a step: fewer slow other answers less, more are faster.",
+            help="Prompt positions of a step, 256 by default: fewer let other answers pass sooner.",
         ),
-    ] = 512,
+    ] = None,
     share_prompts: Annotated[
         bool,
         typer.Option(
@@ -47,6 +47,7 @@ def deploy(
     from edgeshard.artifacts.store import Store
     from edgeshard.runtime.deploy import deploy as deploy_plan
     from edgeshard.runtime.keys import load_keys
+    from edgeshard.runtime.schedule_limits import CHUNK_TOKENS
     from edgeshard.schemas import files
     from edgeshard.schemas.cluster import Cluster
     from edgeshard.schemas.plan import Plan
@@ -65,7 +66,7 @@ def deploy(
         others=[opened.find(one) for one in sorted({*made.models} - {made.model})],
         on_progress=Narrator(),
         drain_seconds=drain,
-        chunk_tokens=chunk_tokens,
+        chunk_tokens=CHUNK_TOKENS if chunk_tokens is None else chunk_tokens,
         share_prompts=share_prompts,
     )
     for index, stage in enumerate(deployment.stages):

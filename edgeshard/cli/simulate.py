@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from edgeshard.schemas.plan import Plan
     from edgeshard.simulate import Arrival, Figures, Run
 
-CHUNK_TOKENS = 512
+CHUNK_TOKENS = 256
 
 
 def simulate(
