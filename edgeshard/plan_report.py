@@ -12,6 +12,8 @@ import msgspec
 from edgeshard.errors import InputError
 from edgeshard.plan_page import plan_page
 from edgeshard.planner import plan_table
+from edgeshard.planner.batches import CostTables
+from edgeshard.planner.cheapest import EXACT
 from edgeshard.planner.costs import CostTable
 from edgeshard.planner.explain import Explanation, explain, explanation_text
 from edgeshard.planner.front import Choice, front
@@ -21,16 +23,23 @@ from edgeshard.schemas.profile import Profile
 
 
 class Report:
-    """A plan with everything that was asked about it."""
+    """A plan with everything that was asked about it.
+
+    `tables` are what it was made from, `rows` the sequences of a step where they were given.
+    """
 
     def __init__(
         self,
         plan: Plan,
         profile: Profile,
-        costs: CostTable,
+        tables: CostTables,
         replan: Callable[[Profile], Plan],
+        rows: int | None = None,
     ) -> None:
+        costs = tables.of(plan.batch)
+        assert costs is not None  # the plan was made from it
         self._plan, self._profile, self._costs, self._replan = plan, profile, costs, replan
+        self._tables, self._rows = tables, rows
 
     def text(self, with_explanation: bool, with_front: bool, with_replicas: bool) -> str:
         """The table, and the parts that were asked for below it."""
@@ -40,7 +49,7 @@ class Report:
         if with_front:
             parts.append(_front_text(self._costs, front(self._costs)))
         if with_replicas:
-            parts.append(_replicas_text(replicas(self._costs)))
+            parts.append(_replicas_text(self._replicas()))
         return "\n".join(parts)
 
     def json(self, with_explanation: bool, with_front: bool, with_replicas: bool) -> str:
@@ -51,7 +60,7 @@ class Report:
         if with_front:
             value["front"] = [_choice(self._costs, one) for one in front(self._costs)]
         if with_replicas:
-            value["replicas"] = replicas(self._costs)
+            value["replicas"] = self._replicas()
         return json.dumps(msgspec.to_builtins(value), indent=2)
 
     def write_page(self, path: Path, model: str) -> None:
@@ -64,6 +73,9 @@ class Report:
             path.write_text(plan_page(self._plan, self._explanation(), model), "utf-8")
         except OSError as error:
             raise InputError(f"cannot write {path}: {error.strerror or error}") from error
+
+    def _replicas(self) -> tuple[Fleet, ...]:
+        return replicas(self._tables, self._plan.slots, self._rows)
 
     def _explanation(self) -> Explanation:
         return explain(self._plan, self._profile, self._replan)
@@ -123,7 +135,8 @@ def _replicas_text(fleets: tuple[Fleet, ...]) -> str:
         chains = " | ".join(", ".join(chain) for chain in fleet.devices)
         noun = "chain" if len(fleet.devices) == 1 else "chains"
         lines.append(
-            f"{len(fleet.devices)} {noun}: {fleet.tokens_per_second:.1f} tokens/s in all: {chains}"
+            f"{len(fleet.devices)} {noun}: {fleet.tokens_per_second:.1f} tokens/s in all, at most "
+            f"{fleet.bound_tokens_per_second:.1f} on any devices: {chains}"
         )
     best = max(fleets, key=lambda fleet: fleet.tokens_per_second)
     if len(best.devices) > 1:
@@ -134,4 +147,10 @@ def _replicas_text(fleets: tuple[Fleet, ...]) -> str:
         )
     else:
         lines.append("more chains do not do more than one")
+    limit = max(fleet.bound_tokens_per_second for fleet in fleets)
+    lines.append(
+        f"not proven best: {limit / best.tokens_per_second - 1:.1%} more may be possible"
+        if limit > best.tokens_per_second * (1 + EXACT)
+        else "proven best of these numbers of chains"
+    )
     return "\n".join(lines) + "\n"

@@ -17,8 +17,9 @@ import numpy as np
 from edgeshard.errors import PlanError
 from edgeshard.planner.blocking import least_transfers
 from edgeshard.planner.bottleneck import first_with_room, limits_of
+from edgeshard.planner.cheapest import Effort
 from edgeshard.planner.costs import CostTable
-from edgeshard.planner.groups import group
+from edgeshard.planner.groups import DeviceTable, group
 from edgeshard.planner.hosts import Span, hosts_of
 from edgeshard.planner.partition import Partition, best_partition
 from edgeshard.planner.relaxation import potentials
@@ -78,36 +79,57 @@ class CostTables:
         return self._made[rows]
 
 
-def best_rate(tables: CostTables, slots: int, rows: int | None) -> Chosen:
+def best_rate(
+    tables: CostTables, slots: int, rows: int | None, effort: Effort | None = None
+) -> Chosen:
     """The best partition over all groupings.
+
+    Args:
+        tables: what everything costs, by the rows of a step.
+        slots: sequences that are held at once.
+        rows: of a step, where they are given.
+        effort: how long to look where it is hard, for each grouping.
 
     Raises:
         PlanError: nothing fits.
     """
     tried = []
+    problems: list[PlanError] = []  # a batch may be known of providers that do not fit
     for grouping in groupings(slots, rows):
         costs = tables.of(grouping.rows)
         if costs is not None:
-            tried.append((_floor(costs, grouping, slots), grouping, costs))
+            try:
+                table = least_transfers(hosts_of(costs, "throughput").table)
+            except PlanError as problem:
+                problems.append(problem)
+                continue
+            floor = floor_seconds(table, costs.entry_seconds, grouping, slots)
+            tried.append((floor, grouping, costs))
     best: Chosen | None = None
     bound = np.inf
     for floor, grouping, costs in sorted(tried, key=lambda one: one[0]):
         if best is not None and floor >= best.seconds:
             break
-        found = best_partition(costs, "throughput", groups=grouping.groups)
+        try:
+            found = best_partition(costs, "throughput", effort, grouping.groups)
+        except PlanError as problem:
+            problems.append(problem)
+            continue
         share = grouping.groups / slots
         bound = min(bound, found.bound_seconds * share)
         if best is None or found.seconds * share < best.seconds:
             best = Chosen(costs, found, grouping, found.seconds * share, 0.0)
-    assert best is not None  # the table of the first grouping was there, or its error was raised
+    if best is None:
+        raise problems[0]
     return replace(best, bound_seconds=min(bound, best.seconds))
 
 
-def _floor(costs: CostTable, grouping: Grouping, slots: int) -> float:
-    """Seconds between tokens that no partition is below: each way alone, and room in all."""
-    table = least_transfers(hosts_of(costs, "throughput").table)
+def floor_seconds(
+    table: DeviceTable, entry_seconds: float, grouping: Grouping, slots: int
+) -> float:
+    """Seconds between tokens that no chain is below: each way alone, and room in all."""
     problem, _ = group(table)
-    way = costs.entry_seconds + potentials(problem, np.zeros(problem.num_groups)).root(problem)
+    way = entry_seconds + potentials(problem, np.zeros(problem.num_groups)).root(problem)
     limits = limits_of(table)
     place = first_with_room(table, limits)
     slowest = float(limits[place]) if place < len(limits) else np.inf

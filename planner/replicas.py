@@ -1,21 +1,21 @@
 """Several chains side by side on disjoint devices: when do they beat one long chain?
 
 Devices are dealt out by speed, like cards, a source to each chain first; each hand is planned for
-throughput by itself. Another deal may be better: the figure is what this one would do.
+throughput by itself, over every grouping of its slots. Another deal may be better: the bound says
+by how much at most.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from edgeshard.errors import PlanError
+from edgeshard.planner.batches import Chosen, CostTables, best_rate
 from edgeshard.planner.cheapest import Effort
 from edgeshard.planner.costs import CostTable
-from edgeshard.planner.partition import Partition, best_partition
+from edgeshard.planner.hands import can_start, hand_of
+from edgeshard.planner.replica_bound import replica_bound
 
 EFFORT = Effort(num_values=2e7, num_rounds=2)
 MOST_REPLICAS = 8
@@ -28,35 +28,50 @@ class Fleet:
     Attributes:
         devices: names along each chain.
         tokens_per_second: of all chains together, each with as many slots as were asked for.
+        bound_tokens_per_second: no so many chains, on whatever devices, do more.
     """
 
     devices: tuple[tuple[str, ...], ...]
     tokens_per_second: float
+    bound_tokens_per_second: float
 
 
-def replicas(costs: CostTable, most: int = MOST_REPLICAS) -> tuple[Fleet, ...]:
+def replicas(
+    tables: CostTables, slots: int, rows: int | None = None, most: int = MOST_REPLICAS
+) -> tuple[Fleet, ...]:
     """The fleets of one chain, two, and so on, as far as the model fits each hand.
+
+    Args:
+        tables: what everything costs, by the rows of a step.
+        slots: sequences that each chain holds at once.
+        rows: of a step, where they are given; None: whatever gives the highest rate.
+        most: chains at most.
 
     Raises:
         PlanError: there is not even one chain.
     """
-    found = []
+    costs = tables.of(rows or 1)
+    assert costs is not None  # what the plan was made from
+    bound = replica_bound(tables, slots, rows)
+    found: list[Fleet] = []
     for num_chains in range(1, min(most, len(costs.devices)) + 1):
         hands = _deal(costs, num_chains)
         if hands is None:
             break
         try:
-            chains = [_plan(costs, hand) for hand in hands]
+            chains = [_plan(tables, costs, hand, slots, rows) for hand in hands]
         except PlanError:
             if num_chains == 1:
                 raise
             continue
-        names = tuple(
-            tuple(costs.devices[hand[span.device]].name for span in plan.spans)
-            for hand, (plan, _) in zip(hands, chains, strict=True)
-        )
-        found.append(Fleet(names, sum(rate for _, rate in chains)))
+        rate = sum(1 / chain.seconds for chain in chains)
+        limit = 1 / chains[0].bound_seconds if num_chains == 1 else bound.of(num_chains)
+        found.append(Fleet(tuple(map(_names, chains)), rate, max(rate, limit)))
     return tuple(found)
+
+
+def _names(chain: Chosen) -> tuple[str, ...]:
+    return tuple(chain.costs.devices[span.device].name for span in chain.partition.spans)
 
 
 def _deal(costs: CostTable, num_chains: int) -> list[list[int]] | None:
@@ -67,12 +82,8 @@ def _deal(costs: CostTable, num_chains: int) -> list[list[int]] | None:
 
     others = [device for device in range(len(costs.devices)) if device != costs.source]
     others.sort(key=seconds)
-    can_start = [
-        device
-        for device in reversed(others)
-        if any(np.isfinite(one.decode_seconds[0]) for one in costs.devices[device].providers)
-    ]
-    sources = [costs.source, *can_start[: num_chains - 1]]
+    starts = [device for device in reversed(others) if can_start(costs.devices[device])]
+    sources = [costs.source, *starts[: num_chains - 1]]
     if len(sources) < num_chains:
         return None
     hands = [[source] for source in sources]
@@ -82,23 +93,17 @@ def _deal(costs: CostTable, num_chains: int) -> list[list[int]] | None:
     return hands
 
 
-def _plan(costs: CostTable, hand: Sequence[int]) -> tuple[Partition, float]:
-    """The best chain of a hand, and its tokens per second."""
-    pairs = np.ix_(hand, hand)
-    way_back = np.where(np.isfinite(costs.hop_seconds), costs.hop_seconds, 0.0)
-    way_back -= np.where(np.isfinite(costs.hop_busy_seconds), costs.hop_busy_seconds, 0.0)
-    way_back[np.isinf(costs.hop_seconds)] = np.inf
-    back = way_back[list(hand), hand[0]]
-    back[0] = costs.devices[hand[0]].loopback_seconds
-    table = dataclasses.replace(
-        costs,
-        source=0,
-        devices=tuple(costs.devices[device] for device in hand),
-        hop_seconds=costs.hop_seconds[pairs],
-        hop_busy_seconds=costs.hop_busy_seconds[pairs],
-        prefill_hop_seconds=costs.prefill_hop_seconds[pairs],
-        return_seconds=back,
-    )
-    best = best_partition(table, "throughput", EFFORT)
-    workload = costs.workload
-    return best, min(workload.slots / best.token_seconds, workload.batch / best.seconds)
+def _plan(
+    tables: CostTables, costs: CostTable, hand: Sequence[int], slots: int, rows: int | None
+) -> Chosen:
+    """The best chain of a hand."""
+    names = [costs.devices[device].name for device in hand]
+
+    def of(number: int) -> CostTable:
+        table = tables.of(number)
+        known = {} if table is None else {d.name: i for i, d in enumerate(table.devices)}
+        if table is None or names[0] not in known or not can_start(table.devices[known[names[0]]]):
+            raise PlanError(f"{names[0]} was not measured with {number} sequences a step")
+        return hand_of(table, [known[name] for name in names if name in known])
+
+    return best_rate(CostTables(of), slots, rows, EFFORT)

@@ -11,9 +11,11 @@ import pytest
 
 from edgeshard.errors import InputError
 from edgeshard.plan_report import Report, what_if_json, what_if_text
+from edgeshard.planner.batches import CostTables
 from edgeshard.planner.explain import explain
 from edgeshard.planner.plan import costs_of, make_plan
 from edgeshard.planner.what_if import what_if
+from edgeshard.schemas.common import changed
 from edgeshard.schemas.plan import Plan
 from edgeshard.schemas.profile import Profile
 from support.planner_cases import (
@@ -41,7 +43,8 @@ def plan(of: Profile) -> Plan:
 
 def report() -> Report:
     made = plan(profile())
-    return Report(made, profile(), costs_of(profile(), made, MODEL), plan)
+    tables = CostTables(lambda rows: costs_of(profile(), changed(made, batch=rows), MODEL))
+    return Report(made, profile(), tables, plan)
 
 
 def test_the_explanation_adds_up() -> None:

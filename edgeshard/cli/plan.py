@@ -107,6 +107,7 @@ def plan(
     from edgeshard.artifacts.store import Store
     from edgeshard.plan_report import Report, what_if_json, what_if_text
     from edgeshard.planner.baselines import Method
+    from edgeshard.planner.batches import CostTables
     from edgeshard.planner.plan import costs_of
     from edgeshard.planner.precisions import allowed
     from edgeshard.planner.what_if import what_if as changed_profile
@@ -155,8 +156,12 @@ def plan(
     if html is not None:
         _check_free(html, force)
     made = wishes.plan(measured)
-    costs = costs_of(measured, made, manifest, [other for other, _ in others])
-    report = Report(made, measured, costs, wishes.plan)
+    tables = CostTables(
+        lambda rows: costs_of(
+            measured, changed(made, batch=rows), manifest, [other for other, _ in others]
+        )
+    )
+    report = Report(made, measured, tables, wishes.plan, batch)
     if format == "json":
         typer.echo(report.json(explain, front, replicas))
     else:

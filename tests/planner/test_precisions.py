@@ -18,7 +18,7 @@ from edgeshard.planner.units import Workload
 from edgeshard.schemas.common import Floor, Objective, Precision, changed
 from edgeshard.schemas.model import KvSpec, ModelManifest, Source
 from edgeshard.schemas.plan import Plan
-from edgeshard.schemas.profile import Profile
+from edgeshard.schemas.profile import DecodePoint, Profile
 from support.planner_brute_force import best_latency, best_throughput, every_chain
 from support.planner_cases import (
     MIB,
@@ -30,6 +30,7 @@ from support.planner_cases import (
     make_model,
     make_profile,
     measured,
+    timing,
 )
 
 EXAMPLES = settings(max_examples=150, deadline=None, derandomize=True)
@@ -135,6 +136,17 @@ def test_a_plan_that_takes_one_model_alone_is_that_models_plan() -> None:
     plan = plan_of(profile_of(0.02, 0.01))
     assert plan.models == (digest("int4"),) * len(plan.stages)
     assert [one.precision for one in plan.stages] == [None] * len(plan.stages)
+
+
+def test_a_batch_that_is_known_of_a_precision_without_room_stops_no_plan() -> None:
+    """The source holds fp32 nowhere, and only fp32 was measured with 4 sequences a step."""
+    batch = DecodePoint(context=64, batch=4, time=timing(0.01))
+    fp32 = tuple(changed(one, decode=(*one.decode, batch)) for one in measured(FP32, 0.01))
+    device = make_device("a", fp32 + measured(INT4, 0.02), memory_bytes=7 * MIB)
+    others = [(INT4, digest("int4"))]
+    profile = make_profile([device])
+    plan = make_plan(FP32, digest("fp32"), profile, "a", "throughput", 64, 4, 32, others=others)
+    assert (plan.model, plan.batch) == (digest("int4"), 1)
 
 
 @pytest.mark.parametrize(
