@@ -79,8 +79,27 @@ class Ping(Message, frozen=True):
     taken_bytes: Count = 0
 
 
+class Load(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
+    """How full a chain is.
+
+    Attributes:
+        wait_seconds: after which a request that comes now has a slot, by how long slots were held
+            of late; 0 where one is free.
+        num_per_slot: requests that run or wait, over the slots.
+    """
+
+    wait_seconds: Annotated[float, Meta(ge=0)]
+    num_per_slot: Annotated[float, Meta(ge=0)]
+
+
 class Pong(Message, frozen=True):
-    """Yes."""
+    """Yes.
+
+    Attributes:
+        load: of the chain; None where it takes no requests, or nobody asked.
+    """
+
+    load: Load | None = None
 
 
 class Started(Message, frozen=True):

@@ -256,13 +256,17 @@ class AsyncGeneration(_Stream, AsyncIterator[Token]):
 
 
 class _Connection:
-    """Where the coordinator is, and the keys to speak to it."""
+    """Where the coordinator is, and the keys to speak to it.
+
+    Attributes:
+        source: the device that it runs on.
+    """
 
     def __init__(self, cluster: Cluster | Path | str, key: KeyPair | Path | str) -> None:
         known = cluster if isinstance(cluster, Cluster) else files.read(Path(cluster), Cluster)
         keys = key if isinstance(key, KeyPair) else load_keys(Path(key))
         try:
-            self._source = known.device(known.source)
+            self.source = known.device(known.source)
         except KeyError:
             raise InputError(f"the cluster file has no device {known.source!r}") from None
         self._network = Network(keys)
@@ -305,7 +309,7 @@ class Client(_Connection):
             LinkError: no coordinator answers.
         """
         request = _request(prompt, messages, raw, options)
-        return Generation(self._network, self._source, request)
+        return Generation(self._network, self.source, request)
 
     def close(self) -> None:
         """Hang up; requests that still run are cancelled by the coordinator."""
@@ -336,7 +340,7 @@ class AsyncClient(_Connection):
     ) -> AsyncGeneration:
         """Ask for an answer; see `Client.generate`. A missing coordinator shows while reading."""
         request = _request(prompt, messages, raw, options)
-        return AsyncGeneration(self._network, self._source, request)
+        return AsyncGeneration(self._network, self.source, request)
 
     async def close(self) -> None:
         """Hang up; requests that still run are cancelled by the coordinator."""

@@ -176,6 +176,7 @@ class Coordinator:
             model.generation,
         )
         desk.refuse_when(self._schedule.busy, self._counts.refuse)
+        desk.tell_load(self._schedule.load)
         try:
             while not (self._drain is not None and desk.is_idle):
                 self._turn(desk)

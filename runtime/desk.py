@@ -85,6 +85,7 @@ class Desk:
         self._live: dict[int, _Live] = {}
         self._busy: Callable[[], tuple[str, float] | None] = lambda: None
         self._refused: Callable[[str], None] = lambda kind: None
+        self._load: Callable[[], ask.Load | None] = lambda: None
         self._streams: dict[bytes, _Stream] = {}
         self._next_probe = 0.0
         self._owed: deque[tuple[float, bytes, ask.Event]] = deque(maxlen=MAX_OWED)
@@ -105,6 +106,10 @@ class Desk:
         `refused` is told the kind of error of each request that is not submitted.
         """
         self._busy, self._refused = busy, refused
+
+    def tell_load(self, load: Callable[[], ask.Load | None]) -> None:
+        """Tell clients that ask how full the chain is."""
+        self._load = load
 
     def probe(self, now: float) -> list[events.Cancel]:
         """Look twice a second whether every client with a request is still there.
@@ -153,7 +158,7 @@ class Desk:
                     stream = self._streams.get(arrival.peer)
                     if stream is not None:
                         stream.taken_bytes = min(message.taken_bytes, stream.sent_bytes)
-                    self._say(arrival.peer, ask.Pong())
+                    self._say(arrival.peer, ask.Pong(self._load()))
 
     def _generate(self, arrival: Arrival, message: ask.Generate) -> Iterator[events.Submit]:
         parameters = message.parameters

@@ -33,7 +33,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from edgeshard.runtime.ask import FinishReason
+from edgeshard.runtime.ask import FinishReason, Load
 from edgeshard.runtime.live_request import Request, neighbours
 from edgeshard.runtime.schedule_events import (
     Cancel,
@@ -163,10 +163,17 @@ class Schedule:
 
     def busy(self, num_prompt: int = 0) -> tuple[str, float] | None:
         """Why a request cannot even wait now, and in how many seconds to ask again."""
-        if self._slots.has_free:
+        return None if self._slots.has_free else self._waiting.full(num_prompt, self._ages())
+
+    def load(self) -> Load | None:
+        """How full the chain is; None where it takes no requests."""
+        if self._failed is not None or self._draining is not None:
             return None
-        running = self._slots.running.values()
-        return self._waiting.full(num_prompt, (self._now - one.admitted for one in running))
+        wait = 0.0 if self._slots.has_free else self._waiting.seconds(self._ages())
+        return Load(wait, (self.num_running + self.num_waiting) / self.limits.slots)
+
+    def _ages(self) -> list[float]:
+        return [self._now - one.admitted for one in self._slots.running.values()]
 
     def _clock(self, now: float) -> Iterator[ScheduleInstruction]:
         self._now = now

@@ -83,8 +83,11 @@ class Waiting:
             )
         return None
 
-    def _later(self, reason: str, ages: Iterable[float]) -> tuple[str, float]:
+    def seconds(self, ages: Iterable[float]) -> float:
+        """After how long one more that came now would have a slot, were none free; see `full`."""
         held = statistics.fmean(self._held) if self._held else max(ages, default=0.0)
-        seconds = held * (len(self) + 1) / self._limits.slots
-        seconds = round(min(max(seconds, 0.1), MAX_RETRY_SECONDS), 1)
+        return min(held * (len(self) + 1) / self._limits.slots, MAX_RETRY_SECONDS)
+
+    def _later(self, reason: str, ages: Iterable[float]) -> tuple[str, float]:
+        seconds = round(max(self.seconds(ages), 0.1), 1)
         return f"{reason}; ask again in {seconds} s", seconds

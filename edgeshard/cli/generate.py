@@ -12,12 +12,18 @@ import typer
 from edgeshard.errors import InputError
 
 if TYPE_CHECKING:
-    from edgeshard.runtime.client import Generation, Result
+    from edgeshard.runtime.client import Client, Generation, Result
+    from edgeshard.runtime.replicas import Replicas
 
 
 def generate(
     prompt: Annotated[str, typer.Argument(help="What to answer; with --raw, what to continue.")],
-    cluster: Annotated[Path, typer.Option(help="The cluster file.")],
+    cluster: Annotated[
+        list[Path],
+        typer.Option(
+            help="The cluster file; given again, of a replica: the one with the least wait answers."
+        ),
+    ],
     key: Annotated[Path, typer.Option(help="Secret key file of a client or an operator.")],
     raw: Annotated[bool, typer.Option("--raw", help="Apply no chat template.")] = False,
     max_tokens: Annotated[
@@ -87,7 +93,6 @@ def generate(
 
     Ctrl-C cancels the request, which frees its place on every stage.
     """
-    from edgeshard.runtime.client import Client
     from edgeshard.runtime.parameters import Options
 
     options: Options = {
@@ -112,7 +117,7 @@ def generate(
     if repetition_penalty is not None:
         options["repetition_penalty"] = repetition_penalty
     with (
-        Client.connect(cluster, key) as client,
+        _connect(cluster, key) as client,
         client.generate(prompt, raw=raw, **options) as generation,
     ):
         try:
@@ -130,6 +135,15 @@ def generate(
             typer.echo(f"{result.text}\n")
             typer.echo(f"answer {number + 1}, seed {result.seed}: ", nl=False, err=True)
         typer.echo(_timings(result), err=True)
+
+
+def _connect(clusters: Sequence[Path], key: Path) -> Client | Replicas:
+    from edgeshard.runtime.client import Client
+    from edgeshard.runtime.replicas import Replicas
+
+    if len(clusters) > 1:
+        return Replicas.connect(clusters, key)
+    return Client.connect(clusters[0], key)
 
 
 def _biases(words: Sequence[str]) -> dict[int, float]:
