@@ -250,6 +250,9 @@ class Commands:
             )
         shard = agent.store.shard(load.shard)
         previous, following = agent.device_of(load.previous), agent.device_of(load.following)
+        first = agent.device_of(load.first) if load.first and shard.has_head else None
+        last = agent.device_of(load.last) if load.last and shard.has_embedding else None
+        is_whole = shard.has_embedding and shard.has_head  # then tokens need no way to stage 0
         config = StageConfig(
             store=str(agent.store.root),
             shard=shard,
@@ -268,6 +271,9 @@ class Commands:
                 following.return_endpoint if shard.has_head else following.data_endpoint
             ),
             next_key=following.public_key,
+            last_key=None if last is None or is_whole else last.public_key,
+            first_endpoint=None if first is None or is_whole else first.data_endpoint,
+            first_key="" if first is None or is_whole else first.public_key,
             takes=load.takes,
             gives=load.gives,
             tells_figures=agent.config.metrics is not None,

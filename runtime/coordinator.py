@@ -27,6 +27,7 @@ from edgeshard.runtime.desk import Desk
 from edgeshard.runtime.figures import Due
 from edgeshard.runtime.outlet import Outlet
 from edgeshard.runtime.request_counts import RequestCounts
+from edgeshard.runtime.schedule_limits import RUN_AHEAD
 from edgeshard.runtime.text import TextModel
 from edgeshard.runtime.tracing import Tracer
 from edgeshard.schemas.model import ModelManifest
@@ -94,6 +95,7 @@ class Coordinator:
                 num_groups=config.num_groups,
                 copies_slots=config.copies_slots,
                 share_prompts=config.share_prompts,
+                ahead=RUN_AHEAD,
             )
         )
         self._sent: dict[int, float] = {}  # when a step left, by number
@@ -283,7 +285,9 @@ class Coordinator:
             for row in message.rows
             if row.request in expected  # the others are over
         )
-        self._handle(desk, events.StepBack(message.number, rows))
+        if message.ahead:
+            self._sent[message.number + 1] = time.monotonic()
+        self._handle(desk, events.StepBack(message.number, rows, message.ahead))
 
     def _name(self, index: int) -> str:
         stages = self._config.stages
@@ -325,10 +329,14 @@ class Coordinator:
                     rows = tuple(wire.Row(row.request, row.position) for row in one.rows)
                     tokens = np.array([row.tokens for row in one.rows], np.int64)
                     place = (one.number, one.slot, rows)
-                    step = wire.Step(epoch, *place, tokens.shape[1], one.wants_token)
+                    step = wire.Step(
+                        epoch, *place, tokens.shape[1], one.wants_token, ahead=one.ahead
+                    )
                     self._send(self._traced_step(step), tokens.tobytes())
                 case events.SendOpen():
                     self._open(one)
+                case events.SendHalt():
+                    self._send(wire.Halt(epoch, one.request, one.slot))
                 case events.SendClose():
                     self._send(wire.Close(epoch, one.request, one.slot))
                 case events.Emit():

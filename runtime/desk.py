@@ -199,6 +199,7 @@ class Desk:
                 biases=tuple(parameters.logit_bias.items()),
                 deadline_seconds=parameters.deadline_seconds,
                 reuse_answers=parameters.reuse_answers,
+                is_traced=parameters.trace,
             )
             if asked.has_failed:
                 return

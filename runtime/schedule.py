@@ -48,6 +48,7 @@ from edgeshard.runtime.schedule_events import (
     ScheduleEvent,
     ScheduleInstruction,
     SendClose,
+    SendHalt,
     SendOpen,
     SendStep,
     StepBack,
@@ -61,10 +62,19 @@ from edgeshard.runtime.waiting import Waiting
 
 @dataclass
 class _Step:
-    """A step on its way; `group` is None for a prompt's."""
+    """A step on its way.
+
+    Attributes:
+        group: None for a prompt's.
+        ahead: steps that stage 0 may still add to it.
+        is_added: stage 0 did; whether it began is known once the step is back.
+    """
 
     group: int | None
     requests: set[int]
+    ahead: int = 0
+    is_added: bool = False
+    is_halted: bool = False
 
 
 class Schedule:
@@ -188,6 +198,7 @@ class Schedule:
             self._slots.give(request)
             request.admitted = self._now
             self._prefilling.append(request)
+            yield from self._halt()
             if not self._slots.waits(request):
                 yield self._open(request)
         yield from self._prefill()
@@ -196,6 +207,14 @@ class Schedule:
         kept, ask = self._slots.open(request), request.ask
         seen = tuple(dict.fromkeys(ask.prompt)) if ask.sampling.repetition != 1 else ()
         return SendOpen(ask.request, request.slot, ask.sampling, kept, seen, ask.biases)
+
+    def _halt(self) -> Iterator[ScheduleInstruction]:
+        """Whoever runs ahead comes back to the source, where its group's steps are made up."""
+        for step in self._steps.values():
+            if step.ahead and not step.is_halted:
+                step.is_halted = True
+                for request in step.requests:
+                    yield SendHalt(request, self._slots.running[request].slot)
 
     def _prefill(self) -> Iterator[ScheduleInstruction]:
         on_their_way = sum(1 for step in self._steps.values() if step.group is None)
@@ -230,7 +249,14 @@ class Schedule:
             if group not in busy:
                 for run in neighbours(sorted(requests, key=lambda request: request.slot)):
                     rows = [(request, (request.next_token or 0,)) for request in run]
-                    yield self._send(group, rows, wants_token=True)
+                    yield self._send(group, rows, wants_token=True, ahead=self._ahead(run[0]))
+
+    def _ahead(self, one: Request) -> int:
+        """Steps that stage 0 may add by itself: none where others share the chain."""
+        if len(self._slots.running) > 1 or one.ask.is_traced:
+            return 0
+        left = min(one.ask.max_tokens - len(one.answer), self.limits.context - one.sent)
+        return min(self.limits.ahead, left - 1)
 
     def _send(
         self,
@@ -238,15 +264,16 @@ class Schedule:
         rows: Sequence[tuple[Request, tuple[int, ...]]],
         *,
         wants_token: bool,
+        ahead: int = 0,
     ) -> SendStep:
-        number, self._next_number = self._next_number, self._next_number + 1
+        number, self._next_number = self._next_number, self._next_number + 1 + ahead
         sent = []
         for request, tokens in rows:
             sent.append(Row(request.ask.request, request.sent, tokens))
             request.sent += len(tokens)
             request.next_token = None
-        self._steps[number] = _Step(group, {row.request for row in sent})
-        return SendStep(number, rows[0][0].slot, tuple(sent), wants_token)
+        self._steps[number] = _Step(group, {row.request for row in sent}, ahead)
+        return SendStep(number, rows[0][0].slot, tuple(sent), wants_token, ahead)
 
     def _step_back(self, back: StepBack) -> Iterator[ScheduleInstruction]:
         step = self._steps.pop(back.number, None)
@@ -259,12 +286,16 @@ class Schedule:
         ]
         ending: list[tuple[Request, FinishReason]] = []
         for request, row in news:
+            request.sent += step.is_added
             request.answer.append(row.token or 0)
             is_full = request.sent >= self.limits.context
             if row.ends:
                 ending.append((request, "stop"))
             elif is_full or len(request.answer) >= request.ask.max_tokens:
                 ending.append((request, "length"))
+            elif 0 < back.ahead <= step.ahead:
+                added = _Step(step.group, {row.request}, back.ahead - 1, True, step.is_halted)
+                self._steps[back.number + 1] = added
             else:
                 request.next_token = row.token
         yield from self._decode()

@@ -2,7 +2,7 @@
 
 Submit, StepBack, Cancel, RequestFailed, ChainFailed, Drain, Clock
 ─► Schedule ─►
-SendOpen, SendStep, SendClose (to the chain), Emit, Finish, Fail (to the client)
+SendOpen, SendStep, SendHalt, SendClose (to the chain), Emit, Finish, Fail (to the client)
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ class Submit:
         client: whom turns are counted by.
         biases: by token id.
         reuse_answers: start with what decode steps of earlier requests wrote, too.
+        is_traced: every step starts at the source, where it is timed.
     """
 
     request: int
@@ -31,6 +32,7 @@ class Submit:
     biases: tuple[tuple[int, float], ...] = ()
     deadline_seconds: float | None = None
     reuse_answers: bool = False
+    is_traced: bool = False
 
 
 @dataclass(frozen=True)
@@ -44,10 +46,15 @@ class TokenBack:
 
 @dataclass(frozen=True)
 class StepBack:
-    """A step came around, with the rows that no stage gave up."""
+    """A step came around, with the rows that no stage gave up.
+
+    Attributes:
+        ahead: steps that stage 0 adds by itself; the one with the next number is on its way.
+    """
 
     number: int
     rows: tuple[TokenBack, ...]
+    ahead: int = 0
 
 
 @dataclass(frozen=True)
@@ -118,12 +125,25 @@ class Row:
 
 @dataclass(frozen=True)
 class SendStep:
-    """Send positions into the chain: rows of equal length, in neighbouring slots from `slot` on."""
+    """Send positions into the chain: rows of equal length, in neighbouring slots from `slot` on.
+
+    Attributes:
+        ahead: steps of one more token each that stage 0 may add by itself.
+    """
 
     number: int
     slot: int
     rows: tuple[Row, ...]
     wants_token: bool
+    ahead: int = 0
+
+
+@dataclass(frozen=True)
+class SendHalt:
+    """Stage 0 is to add no more than one step of the request, and leave it to the source then."""
+
+    request: int
+    slot: int
 
 
 @dataclass(frozen=True)
@@ -173,4 +193,4 @@ class Fail:
     retry_seconds: float | None = None
 
 
-ScheduleInstruction = SendOpen | SendStep | SendClose | Emit | Finish | Fail
+ScheduleInstruction = SendOpen | SendStep | SendHalt | SendClose | Emit | Finish | Fail

@@ -9,6 +9,7 @@ from edgeshard.runtime.wire import MAX_ROWS
 MIN_CHUNK_TOKENS = 3
 # Faster than 512 on a CPU, also alone, and tokens of others wait half as long (docs/benchmarks.md).
 CHUNK_TOKENS = 256
+RUN_AHEAD = 32  # a newcomer ends it: more would spare little, and a lost token costs as many
 NUM_HELD = 32  # the latest requests, whose slot times say how fast the queue moves
 MAX_RETRY_SECONDS = 600.0
 
@@ -22,6 +23,8 @@ class Limits:
         window: prompt chunks on their way at once.
         max_waiting: requests that wait for a slot at most.
         max_waiting_tokens: of their prompts together; one prompt alone may always wait.
+        ahead: steps that stage 0 may add by itself for a request that is alone, as its tokens come
+            from the last stage; 0: each step starts at the source.
         num_groups: of slots; None: each slot is its own, so that nothing is batched.
         in_rounds: next tokens wait until nothing is on its way and go out together, with the
             bubbles that this makes; else each leaves as soon as its own last one is back.
@@ -40,6 +43,7 @@ class Limits:
     num_groups: int | None = None
     copies_slots: bool = True
     share_prompts: bool = False
+    ahead: int = 0
 
     @property
     def group_slots(self) -> int:

@@ -6,6 +6,7 @@
              lower: duplicate, dead
              higher: gap, the request is given up, dead
     Close ─► frees the slot           ─► forward
+    Token ─► stage 0 adds the step that it belongs to, where the last one may run ahead
 
 Rule: a row is applied once and in order, or not at all. What does not fit our own manifest, slots
 and context is refused and counted; it never reaches the session. A dead row among live ones keeps
@@ -16,7 +17,9 @@ position; nobody gets a token of it.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from msgspec import structs
 
 from edgeshard.runtime.parameters import MAX_BIASES
 from edgeshard.runtime.wire import (
@@ -25,11 +28,13 @@ from edgeshard.runtime.wire import (
     Bias,
     Close,
     Fault,
+    Halt,
     Open,
     Row,
     Seen,
     StageMessage,
     Step,
+    Token,
     Trace,
 )
 from edgeshard.runtime.wishes import Wishes
@@ -77,11 +82,13 @@ class Compute:
     Attributes:
         positions: of each row, where the session is to write.
         wishes: of each row; None: the row is dead.
+        token: to run, of a step that this stage adds by itself; None: a payload came.
     """
 
     step: Step
     positions: tuple[int, ...]
     wishes: tuple[Wishes | None, ...]
+    token: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +116,7 @@ class _Held:
     request: int
     wishes: Wishes
     length: int = 0
+    leading: Step | None = None  # on stage 0: the latest step, where more may follow by themselves
 
 
 class StageCore:
@@ -156,6 +164,10 @@ class StageCore:
                 return self._open(message)
             case Seen() | Bias():
                 return self._note(message)
+            case Halt():
+                return self._halt(message)
+            case Token():
+                return self._run_ahead(message)
             case Close():
                 return self._close(message)
             case Fault():
@@ -251,11 +263,41 @@ class StageCore:
                 wishes.append(None)
             else:
                 held.length += step.num_tokens
+                held.leading = step if step.ahead and self.shape.takes_tokens else None
                 positions.append(row.position)
                 wishes.append(held.wishes)
         if any(one is not None for one in wishes):
             return [*faults, Compute(step, tuple(positions), tuple(wishes))]
         return faults
+
+    def _halt(self, message: Halt) -> list[Instruction]:
+        held = self._slots.get(message.slot)
+        if held is None or held.request != message.request:
+            self.counts["stale request"] += 1
+        elif held.leading is not None and held.leading.ahead > 1:
+            held.leading = structs.replace(held.leading, ahead=1)
+        return []
+
+    def _run_ahead(self, token: Token) -> list[Instruction]:
+        """The step behind one whose token came from the last stage."""
+        steps = (held.leading for held in self._slots.values())
+        last = next((one for one in steps if one is not None and one.number == token.number), None)
+        row = token.rows[0] if token.rows else None
+        if last is None or row is None or row.token is None or row.request != last.rows[0].request:
+            self.counts["stale request"] += 1
+            return []
+        position = last.rows[0].position + last.num_tokens
+        step = structs.replace(
+            last,
+            number=last.number + 1,
+            rows=(Row(row.request, position),),
+            num_tokens=1,
+            ahead=last.ahead - 1,
+        )
+        return [
+            replace(one, token=row.token) if isinstance(one, Compute) else one
+            for one in self._step(step, self.shape.payload_bytes(1))
+        ]
 
     def _harmless(self, slot: int, num_tokens: int) -> int:
         """Where a dead row may write: behind what the slot holds or keeps."""
@@ -270,6 +312,8 @@ class StageCore:
         shape, num_rows = self.shape, len(step.rows)
         if step.marks is not None and len(step.marks) != shape.index:
             return f"marks of {len(step.marks)} stages at stage {shape.index}"
+        if step.ahead and (num_rows > 1 or not step.wants_token or step.marks is not None):
+            return f"a step of {num_rows} rows is to run ahead; one row may that wants a token"
         if step.num_tokens > min(shape.chunk_tokens, shape.context):
             return (
                 f"step of {step.num_tokens} positions; at most {shape.chunk_tokens} a step and "

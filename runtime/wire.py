@@ -3,9 +3,10 @@
     header  "ES" major minor msgpack      at most 4 KiB; 32 KiB towards the source
     payload raw little-endian tensor      at most one; its length follows from our own manifest
 
-    coordinator ── Open Seen Bias Step Close Trace ──► stage 0 ──► … ──► last stage
-         ▲                                                                  │
-         └─────────────────────── Token Fault Trace ────────────────────────┘
+    coordinator ── Open Seen Bias Step Halt Close Trace ──► stage 0 ──► … ──► last stage
+         ▲                                                    ▲               │  │
+         └─────────────────── Token Fault Trace ──────────────┼───────────────┘  │
+                                                              └── Token, of steps that run ahead
 
 Rule: a message is one of the types below or it is refused. Unknown fields are refused, an unknown
 major version is refused by name, and no size is believed that we can work out ourselves.
@@ -21,7 +22,7 @@ from msgspec import Meta
 from edgeshard.errors import LinkError
 from edgeshard.schemas.common import Activation
 
-MAJOR = 6
+MAJOR = 7
 MINOR = 0
 MAX_HEADER_BYTES = 4096
 MAX_ROWS = 64
@@ -30,6 +31,7 @@ MAX_SEEN = 512  # token ids of a message
 MAX_BIASES = 256  # biases of a message
 MAX_LIKELY = 20  # alternatives of a token
 MAX_TEXT = 400
+MAX_AHEAD = 255
 MAX_TIMED_STAGES = 48  # what fits into a header beside the rows
 _PREFIX = bytes([ord("E"), ord("S"), MAJOR, MINOR])
 
@@ -160,6 +162,8 @@ class Step(Message, frozen=True):
         compute_seconds: what the stages before spent computing.
         marks: of the stages before, in their order; None: the step is not traced.
         states: how the payload holds hidden states; stage 0 gets token ids instead.
+        ahead: steps that stage 0 may add by itself, one token each, as the last stage gives it the
+            tokens; they have the numbers behind this one's. Only of one row that wants a token.
     """
 
     epoch: Count
@@ -171,6 +175,15 @@ class Step(Message, frozen=True):
     compute_seconds: float = 0.0
     marks: MarksOfStages | None = None
     states: Activation = "fp32"
+    ahead: Annotated[int, Meta(ge=0, le=MAX_AHEAD)] = 0
+
+
+class Halt(Message, frozen=True):
+    """Stage 0 adds one more step of a request at most, and then leaves it to the source."""
+
+    epoch: Count
+    request: Count
+    slot: Count
 
 
 class Close(Message, frozen=True):
@@ -226,6 +239,7 @@ class Token(Message, frozen=True):
         rows: of the step, without those of requests that a stage gave up.
         compute_seconds: what all stages spent computing the step.
         marks: of all stages, in their order; None: the step is not traced.
+        ahead: steps that stage 0 still adds by itself, beginning with this token; it has it too.
     """
 
     epoch: Count
@@ -233,9 +247,10 @@ class Token(Message, frozen=True):
     rows: Annotated[tuple[Sampled, ...], Meta(max_length=MAX_ROWS)]
     compute_seconds: float
     marks: MarksOfStages | None = None
+    ahead: Annotated[int, Meta(ge=0, le=MAX_AHEAD)] = 0
 
 
-StageMessage = Open | Seen | Bias | Step | Close | Fault | Trace
+StageMessage = Open | Seen | Bias | Step | Halt | Token | Close | Fault | Trace
 ReturnMessage = Token | Fault | Trace
 
 T = TypeVar("T")

@@ -1,6 +1,8 @@
 """The process of one stage: takes steps, computes them, sends them on.
 
     previous ── ROUTER ─► decode ─► StageCore ─► session.run ─► DEALER ── next stage or source
+                  ▲                                               │
+                  └─ stage 0 ◄─ the token, where it may run ahead ┘
 
 Rule: one thread, one wait. Nothing runs here while a step computes but libzmq's own thread, which
 moves the bytes of the next ones (docs/adr/0002-one-loop-per-worker.md).
@@ -11,7 +13,9 @@ from __future__ import annotations
 import signal
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -23,7 +27,7 @@ from numpy.typing import NDArray
 from edgeshard.artifacts.store import Store
 from edgeshard.errors import DeviceError, EdgeShardError
 from edgeshard.runtime import log
-from edgeshard.runtime.channel import Arrival, Listener, Network, Poller
+from edgeshard.runtime.channel import Arrival, Dialer, Listener, Network, Poller
 from edgeshard.runtime.child import Line, Parent, Ready, exit_now
 from edgeshard.runtime.figures import Due, StageCounts, StageFigures
 from edgeshard.runtime.keys import load_keys
@@ -73,8 +77,10 @@ class StageConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     Attributes:
         listen: endpoint of the data port.
-        previous_key: the only key that may deliver.
+        previous_key: the key that may deliver.
+        last_key: of the last stage, which may deliver tokens to stage 0; None: nobody's.
         next_endpoint: data port of the next stage, or return port of the source.
+        first_endpoint: data port of stage 0, of the last stage where stage 0 is another one.
         takes, gives: how hidden states come and go; without meaning where tokens do.
         cores: that threads are pinned to, the one that waits and computes first; empty: none.
         tells_figures: the agent wants to know what is counted here.
@@ -95,6 +101,9 @@ class StageConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     previous_key: str
     next_endpoint: str
     next_key: str
+    last_key: str | None = None
+    first_endpoint: str | None = None
+    first_key: str = ""
     takes: Activation = "fp32"
     gives: Activation = "fp32"
     tells_figures: bool = False
@@ -142,7 +151,7 @@ class Worker:
         self._listener: Listener = network.listen(
             config.listen,
             domain="data",
-            admitted=[config.previous_key],
+            admitted=filter(None, [config.previous_key, config.last_key]),
             max_bytes=max(MAX_HEADER_BYTES, self._shape.largest_payload_bytes),
             queue=64 + 4 * config.slots,
         )
@@ -154,10 +163,18 @@ class Worker:
             queue=64 + 4 * config.slots,
         )
         self._outlet = Outlet(dialer, self._poller)
+        self._first = self._dialed_first(network)
+        self._own: deque[Token] = deque()  # of steps that this stage is to add by itself
         self._is_reported = False
         self._open_slots = 0
         self._counts, self._due = StageCounts(), Due()
         self._free = 0.0  # when the last step was computed
+
+    def _dialed_first(self, network: Network) -> Dialer | None:
+        if self._config.first_endpoint is None:
+            return None
+        endpoint, key = self._config.first_endpoint, self._config.first_key
+        return network.dial(endpoint, key, max_bytes=MAX_HEADER_BYTES, queue=64)
 
     def serve(self, session: Session) -> None:
         """Take steps until the process is told to end."""
@@ -167,14 +184,18 @@ class Worker:
                 self._poller.wait(TURN_SECONDS)
                 self._outlet.flush()
                 self._report_blocked()
-            elif (arrival := self._listener.receive(TURN_SECONDS)) is not None:
-                self._take(arrival)
+                continue
+            arrival = self._listener.receive(0.0 if self._own else TURN_SECONDS)
+            if arrival is not None:
+                self._take(partial(self._apply, arrival))
+            elif self._own:
+                self._take(partial(self._follow, self._own.popleft()))
             if self._config.tells_figures and self._due.at(time.monotonic()):
                 self._tell(Line(figures=self._figures()))
 
-    def _take(self, arrival: Arrival) -> None:
+    def _take(self, apply: Callable[[], None]) -> None:
         try:
-            self._apply(arrival)
+            apply()
         except ProtocolError as error:
             self._core.counts["refused"] += 1
             self._core.problems.append(str(error))
@@ -186,13 +207,27 @@ class Worker:
         self._counts.received_bytes += len(header) + (0 if payload is None else len(payload))
         is_traced = isinstance(message, Step) and message.marks is not None
         taken = time.perf_counter() if is_traced else 0.0
+        config = self._config
+        if arrival.key and arrival.key != config.previous_key and not isinstance(message, Token):
+            raise ProtocolError(f"the last stage sends tokens only, not {type(message).__name__}")
         for instruction in self._core.handle(message, len(payload) if payload is not None else 0):
-            if isinstance(instruction, Compute) and payload is not None:
+            self._do(instruction, payload, taken)
+
+    def _follow(self, token: Token) -> None:
+        """Add the step that a token of our own head allows."""
+        for instruction in self._core.handle(token):
+            self._do(instruction, None, 0.0)
+
+    def _do(self, instruction: Instruction, payload: memoryview | None, taken: float) -> None:
+        if isinstance(instruction, Compute):
+            if instruction.token is not None:
+                payload = memoryview(instruction.token.to_bytes(8, "little"))
+            if payload is not None:
                 self._compute(instruction, payload, taken)
-            elif isinstance(instruction, Copy):
-                self._copy(instruction)
-            else:
-                self._forward(instruction)
+        elif isinstance(instruction, Copy):
+            self._copy(instruction)
+        else:
+            self._forward(instruction)
 
     def _send(self, frames: list[bytes | memoryview]) -> None:
         self._counts.sent_bytes += sum(map(len, frames))
@@ -233,7 +268,7 @@ class Worker:
             marks += (Marks(self._free, taken, started, computed, time.perf_counter()),)
         self._free = computed
         if self._shape.is_last:
-            self._send([encode(Token(step.epoch, step.number, rows, seconds, marks))])
+            self._give(Token(step.epoch, step.number, rows, seconds, marks, step.ahead))
         elif data is not None:
             gives = self._config.gives
             onward = msgspec.structs.replace(
@@ -242,6 +277,17 @@ class Worker:
             self._send([encode(onward), data])
         self._counts.step_seconds.add(computed - started)
         self._counts.positions += step.num_tokens * len(step.rows)
+
+    def _give(self, token: Token) -> None:
+        """Send a token to stage 0, where it may go on with it, and to the source."""
+        if token.ahead and not token.rows:  # given up: nothing to go on with
+            token = msgspec.structs.replace(token, ahead=0)
+        header = encode(token)
+        if token.ahead and self._first is None:
+            self._own.append(token)
+        elif token.ahead and self._first is not None and not self._first.send([header]):
+            header = encode(msgspec.structs.replace(token, ahead=0))  # the source goes on
+        self._send([header])
 
     def _sampled(self, work: Compute, logits: NDArray[np.float32]) -> tuple[Sampled, ...]:
         """Tokens of the live rows, drawn from logits `[B, vocab]`."""
