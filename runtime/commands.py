@@ -321,7 +321,6 @@ class Commands:
             share_prompts=start.share_prompts,
             is_mixed=start.is_mixed,
             links=start.links,
-            core=agent.device.cores[0] if agent.device.cores else None,
             tells_figures=agent.config.metrics is not None,
         )
         self._coordinator = Tenant(

@@ -25,7 +25,6 @@ class CoordinatorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
         silence_seconds: how long a step may take before it counts as lost.
         is_mixed, links: what answers are flagged with.
         copies_slots, share_prompts: see the schedule's `Limits`.
-        core: that its threads are pinned to; None: none.
         tells_figures: the agent wants to know what is counted here.
     """
 
@@ -48,5 +47,4 @@ class CoordinatorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     share_prompts: bool = False
     is_mixed: bool = False
     links: tuple[Activation, ...] = ()
-    core: int | None = None
     tells_figures: bool = False

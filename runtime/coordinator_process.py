@@ -18,7 +18,6 @@ from edgeshard.runtime.keys import load_keys
 from edgeshard.runtime.text import load_text
 from edgeshard.schemas import files
 from edgeshard.schemas.model import ModelManifest
-from edgeshard.system import pin_thread
 
 LAST_WORDS_SECONDS = 0.5
 
@@ -29,8 +28,6 @@ def run_coordinator() -> int:
     log.set_up("coordinator")
     try:
         config = parent.config(CoordinatorConfig)
-        if config.core is not None:
-            pin_thread(config.core)
         parent.tell(Line(progress="reading the tokenizer"))
         store = Store(Path(config.store))
         manifest = files.decode(store.read(config.model), ModelManifest, "the model manifest")
