@@ -250,9 +250,9 @@ class Commands:
             )
         shard = agent.store.shard(load.shard)
         previous, following = agent.device_of(load.previous), agent.device_of(load.following)
-        first = agent.device_of(load.first) if load.first and shard.has_head else None
-        last = agent.device_of(load.last) if load.last and shard.has_embedding else None
-        is_whole = shard.has_embedding and shard.has_head  # then tokens need no way to stage 0
+        first, last = map(agent.device_of, load.ends)
+        gives_first = shard.has_head and not shard.has_embedding  # a stage alone is its own first
+        takes_last = shard.has_embedding and not shard.has_head
         config = StageConfig(
             store=str(agent.store.root),
             shard=shard,
@@ -271,9 +271,9 @@ class Commands:
                 following.return_endpoint if shard.has_head else following.data_endpoint
             ),
             next_key=following.public_key,
-            last_key=None if last is None or is_whole else last.public_key,
-            first_endpoint=None if first is None or is_whole else first.data_endpoint,
-            first_key="" if first is None or is_whole else first.public_key,
+            last_key=last.public_key if takes_last else None,
+            first_endpoint=first.data_endpoint if gives_first else None,
+            first_key=first.public_key if gives_first else "",
             takes=load.takes,
             gives=load.gives,
             tells_figures=agent.config.metrics is not None,

@@ -95,7 +95,7 @@ class Load(Control, frozen=True):
         following: device after it; the source for the last stage.
         predicted_bytes: what the plan says it will hold.
         takes, gives: how hidden states come from the device before and go to the one behind.
-        first, last: devices of the chain's ends; None: tokens go through the source only.
+        ends: devices of the first and the last stage.
     """
 
     epoch: Count
@@ -108,10 +108,9 @@ class Load(Control, frozen=True):
     slots: Positive
     chunk_tokens: Positive
     predicted_bytes: Count
+    ends: tuple[Name, Name]
     takes: Activation = "fp32"
     gives: Activation = "fp32"
-    first: Name | None = None
-    last: Name | None = None
 
 
 class StartCoordinator(Control, frozen=True):

@@ -304,8 +304,7 @@ class _Crew:
             predicted_bytes=stage.memory.total_bytes,
             takes="fp32" if index == 0 else plan.links[index - 1],
             gives="fp32" if is_last else plan.links[index],
-            first=self._names[0],
-            last=self._names[-1],
+            ends=(self._names[0], self._names[-1]),
         )
 
     # What is done for one device, in its thread
