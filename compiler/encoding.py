@@ -141,7 +141,8 @@ def quantise(
     top = 2.0**encoding.bits - 1
     grids = WIDTHS if with_zeros else SYMMETRIC_REACH[encoding.bits]
     flat = wanted.reshape(-1), zeros.reshape(-1)
-    find_scales(values, counts, encoding.block, top, grids, with_zeros, *flat)
+    is_even = importance is None
+    find_scales(values, counts, is_even, encoding.block, top, grids, with_zeros, *flat)
     steps = np.abs(wanted).max(1, keepdims=True) / np.float32(MAX_SCALE)
     scales, codes = np.empty(shape, np.int8), np.empty((rows, columns), np.uint8)
     encode_blocks(

@@ -8,8 +8,9 @@ error Σ w·x² − (Σ w·q·x)² / Σ w·q² left, so that the largest last te
 block's largest, q codes about the zero point, w importance of a column). Scales are then rounded to
 steps of their row, and of the two neighbouring steps the better one is kept.
 
-A lane is a block: 16 of them go side by side, so that every sum is taken in the same order on every
-machine and the same weights give the same bytes. No `fastmath`, for the same reason.
+A lane is a block: 16 of them go side by side, and what is summed for each is summed by fours first,
+which leaves the processor no chain of additions to wait for. The order is thus fixed by the code:
+the same weights give the same bytes on every machine. No `fastmath`, for the same reason.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ _TINY = np.float32(1e-30)  # smaller blocks are zero: their scales cannot be inv
 def find_scales(
     values: Floats,
     importance: Floats,
+    is_even: bool,
     block: int,
     top: float,
     grids: Floats,
@@ -48,7 +50,8 @@ def find_scales(
     Args:
         values: flat rows.
         importance: of each column.
-        block: values with one scale; at most 64.
+        is_even: all columns count 1; saves reading them.
+        block: values with one scale; 16, 32 or 64.
         top: highest code.
         grids: `SYMMETRIC_REACH` or, `with_zeros`, `WIDTHS`.
         with_zeros: choose zero points; otherwise they are half of `top`, rounded up.
@@ -56,26 +59,39 @@ def find_scales(
         zeros: receives zero points.
     """
     x = np.empty((block, LANES), np.float32)
-    w = np.empty((block, LANES), np.float32)
+    w = np.ones((block, LANES), np.float32)
     unit, high, low, inverse, zero = np.empty((5, LANES), np.float32)
     fit, size, best, scale, kept = np.empty((5, LANES), np.float32)
+    bottom, above = np.empty((2, LANES), np.float32)
     middle, last = np.float32((top + 1) / 2), np.float32(top)
     for group in range(-(-scales.size // LANES)):
         for lane in range(LANES):
             at = min(group * LANES + lane, scales.size - 1) * block
-            column = at % importance.size
-            largest, smallest = np.float32(0), np.float32(0)
+            source = values[at : at + block]
             for i in range(block):
-                value = values[at + i]
-                largest = value if value > largest else largest
-                smallest = value if value < smallest else smallest
-            unit[lane] = max(largest, -smallest)
-            share = np.float32(1) / unit[lane] if unit[lane] > _TINY else np.float32(0)
-            high[lane], low[lane] = largest * share, smallest * share
-            for i in range(block):
-                x[i, lane] = values[at + i] * share
-                w[i, lane] = importance[column + i]
+                x[i, lane] = source[i]
+            if not is_even:
+                weight = importance[at % importance.size : at % importance.size + block]
+                for i in range(block):
+                    w[i, lane] = weight[i]
+            high[lane], low[lane] = 0, 0
             best[lane], scale[lane], kept[lane] = 0, 0, middle
+        for i in range(0, block, 4):
+            for lane in range(LANES):
+                largest, smallest = high[lane], low[lane]
+                for j in range(4):
+                    value = x[i + j, lane]
+                    largest = value if value > largest else largest
+                    smallest = value if value < smallest else smallest
+                high[lane], low[lane] = largest, smallest
+        for lane in range(LANES):
+            unit[lane] = max(high[lane], -low[lane])
+            share = np.float32(1) / unit[lane] if unit[lane] > _TINY else np.float32(0)
+            high[lane], low[lane], inverse[lane] = high[lane] * share, low[lane] * share, share
+        for i in range(0, block, 4):
+            for lane in range(LANES):
+                for j in range(4):
+                    x[i + j, lane] *= inverse[lane]
         for grid in grids:
             for lane in range(LANES):
                 if with_zeros:
@@ -92,13 +108,19 @@ def find_scales(
                 if width == 0:
                     inverse[lane], zero[lane] = 0, middle
                 fit[lane], size[lane] = 0, 0
-            for i in range(block):
+                bottom[lane], above[lane] = -zero[lane], last - zero[lane]
+            for i in range(0, block, 4):
                 for lane in range(LANES):
-                    code = np.rint(x[i, lane] * inverse[lane])
-                    code = min(max(code, -zero[lane]), last - zero[lane])
-                    weighted = w[i, lane] * code
-                    fit[lane] += weighted * x[i, lane]
-                    size[lane] += weighted * code
+                    products, squares = np.float32(0), np.float32(0)
+                    for j in range(4):
+                        code = np.rint(x[i + j, lane] * inverse[lane])
+                        code = code if code > bottom[lane] else bottom[lane]
+                        code = code if code < above[lane] else above[lane]
+                        weighted = w[i + j, lane] * code
+                        products += weighted * x[i + j, lane]
+                        squares += weighted * code
+                    fit[lane] += products
+                    size[lane] += squares
             for lane in range(LANES):
                 if fit[lane] * fit[lane] > best[lane] * size[lane]:
                     best[lane] = fit[lane] * fit[lane] / size[lane]
@@ -136,12 +158,14 @@ def encode_blocks(
     """
     blocks = importance.size // block
     last = np.float32(top)
+    errors = np.empty(block, np.float32)
     for index in range(scales.size):
         start = index * block
-        source = values[start : start + block]
+        source, target = values[start : start + block], codes[start : start + block]
         weight = importance[start % importance.size : start % importance.size + block]
         step = steps[index // blocks]
         zero = np.float32(zeros[index])
+        bottom, above = -zero, last - zero
         chosen, least = np.float32(0), np.float32(np.inf)
         exact = wanted[index] / step if step > 0 else np.float32(0)
         for side in range(2):
@@ -150,16 +174,24 @@ def encode_blocks(
             if scale == 0 or (side == 1 and scale == chosen):
                 continue
             inverse = np.float32(1) / (step * scale)
-            error = np.float32(0)
             for i in range(block):
                 exactly = source[i] * inverse
-                off = exactly - min(max(np.rint(exactly), -zero), last - zero)
-                error += weight[i] * off * off
-            error *= scale * scale
+                code = np.rint(exactly)
+                code = code if code > bottom else bottom
+                code = code if code < above else above
+                errors[i] = weight[i] * (exactly - code) * (exactly - code)
+            half = block // 2
+            while half:
+                for i in range(half):
+                    errors[i] += errors[i + half]
+                half //= 2
+            error = errors[0] * scale * scale
             if error < least:
                 least, chosen = error, scale
         scales[index] = np.int8(chosen)
         inverse = np.float32(1) / (step * chosen) if chosen != 0 else np.float32(0)
         for i in range(block):
-            code = min(max(np.rint(source[i] * inverse), -zero), last - zero)
-            codes[start + i] = np.uint8(np.int32(code + zero))
+            code = np.rint(source[i] * inverse)
+            code = code if code > bottom else bottom
+            code = code if code < above else above
+            target[i] = np.uint8(np.int32(code + zero))
