@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -85,12 +86,14 @@ def raised(
     """
     names = [name for name, encoding in low.items() if encoding.has_steps]
     high = _in_8_bits(checkpoint, names)
-    gains = {
-        name: calibration.gains[name]
-        if name in calibration.gains
-        else cost(name, names) * gain(checkpoint, name, low[name], high[name])
-        for name in names
-    }
+
+    def gained(name: str) -> float:
+        if name in calibration.gains:
+            return calibration.gains[name]
+        return cost(name, names) * gain(checkpoint, name, low[name], high[name])
+
+    with ThreadPoolExecutor() as pool:  # the loops over weights release the interpreter's lock
+        gains = dict(zip(names, pool.map(gained, names), strict=True))
     small, large = _bits(checkpoint, low), _bits(checkpoint, high)
     prices = {name: large[name] - small[name] for name in names}
     spare = bits * _num_weights(checkpoint) - _all_bits(checkpoint, low)
