@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from edgeshard.runtime.wire import MAX_ROWS
 
 MIN_CHUNK_TOKENS = 3
-# Faster than 512 on a CPU, also alone, and tokens of others wait half as long (docs/benchmarks.md).
+# As fast as 512 on a CPU; tokens of others wait half as long (docs/benchmarks.md).
 CHUNK_TOKENS = 256
 RUN_AHEAD = 32  # a newcomer ends it: more would spare little, and a lost token costs as many
 NUM_HELD = 32  # the latest requests, whose slot times say how fast the queue moves
