@@ -56,8 +56,8 @@ def _digest(blob: Blob, index: int) -> str:
 
 
 def fleet(measured: Profile, num_devices: int, memory_mib: int) -> Profile:
-    """Devices like the second one that was measured, and links like the one to it."""
-    device, link = measured.devices[1], measured.links[0]
+    """Devices like the first one that was measured, and links like its own."""
+    device, link = measured.devices[0], measured.links[0]
     names = [f"device-{index}" for index in range(num_devices)]
     return changed(
         measured,
@@ -70,7 +70,9 @@ def describe_units(profile: Profile) -> str:
     """What a unit takes at the longest context that was measured, in Markdown."""
     lines = ["| unit | ms a token | ms for a prompt of | resident MiB |", "|---|--:|--:|--:|"]
     for unit in profile.devices[0].units:
-        decode, prefill = unit.decode[-1], unit.prefill[-1]
+        alone = [point for point in unit.decode if point.batch == 1]
+        decode = max(alone, key=lambda point: point.context)
+        prefill = max(unit.prefill, key=lambda point: point.num_tokens)
         lines.append(
             f"| {unit.kind} | {decode.time.median_seconds * 1e3:.2f} (context {decode.context}) | "
             f"{prefill.time.median_seconds * 1e3:.0f} ({prefill.num_tokens} tokens) | "
