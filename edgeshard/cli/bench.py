@@ -56,7 +56,7 @@ def bench(
         _bench_load(opened, names[0], chain, requests, rounds, as_json)
         return
     if chain is not None:
-        _bench_chain(opened, names[0], chain, _numbers(cores) if cores else [], rounds, as_json)
+        _bench_chain(opened, names[0], chain, _numbers(cores, least=0) if cores else [], rounds, as_json)
         return
     from edgeshard.bench import Row, bench_model
 
@@ -136,11 +136,11 @@ def _bench_load(
         )
 
 
-def _numbers(text: str) -> list[int]:
+def _numbers(text: str, *, least: int = 1) -> list[int]:
     try:
         numbers = [int(part) for part in text.split(",")]
     except ValueError as error:
         raise InputError(f"{text!r} is not a list of numbers like 64,1000") from error
-    if min(numbers) < 1:
-        raise InputError(f"{min(numbers)} in {text!r} is less than 1")
+    if min(numbers) < least:
+        raise InputError(f"{min(numbers)} in {text!r} is less than {least}")
     return numbers
