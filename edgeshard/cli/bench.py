@@ -56,7 +56,8 @@ def bench(
         _bench_load(opened, names[0], chain, requests, rounds, as_json)
         return
     if chain is not None:
-        _bench_chain(opened, names[0], chain, _numbers(cores, least=0) if cores else [], rounds, as_json)
+        pinned = _numbers(cores, least=0) if cores else []
+        _bench_chain(opened, names[0], chain, pinned, rounds, as_json)
         return
     from edgeshard.bench import Row, bench_model
 
