@@ -139,7 +139,10 @@ class Walk:
         used = [stage.device for stage in plan.stages]
         check(sorted(used) == sorted(DEVICES), "the plan needs both hosts", " -> ".join(used))
         print(f"     predicted: {plan.token_seconds * 1000:.2f} ms a token")
-        self.esc(self.operator, "deploy", "plan.json", *self._ways(), *model)
+        # One step holds the prompt of `trace`: a second one would compute beside the first one's bytes,
+        # on the cores that both hosts share here, and keep them waiting.
+        chunks = ("--chunk-tokens", "512")
+        self.esc(self.operator, "deploy", "plan.json", *chunks, *self._ways(), *model)
 
     def ask(self) -> None:
         """An answer over both hosts, and where its time went."""
