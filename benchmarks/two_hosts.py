@@ -139,8 +139,8 @@ class Walk:
         used = [stage.device for stage in plan.stages]
         check(sorted(used) == sorted(DEVICES), "the plan needs both hosts", " -> ".join(used))
         print(f"     predicted: {plan.token_seconds * 1000:.2f} ms a token")
-        # One step holds the prompt of `trace`: a second one would compute beside the first one's bytes,
-        # on the cores that both hosts share here, and keep them waiting.
+        # One step holds the prompt of `trace`: a second one would compute beside the first one's
+        # bytes, on the cores that both hosts share here, and keep them waiting.
         chunks = ("--chunk-tokens", "512")
         self.esc(self.operator, "deploy", "plan.json", *chunks, *self._ways(), *model)
 
