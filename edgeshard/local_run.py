@@ -187,7 +187,8 @@ def _profile(
     on_detail: Say,
 ) -> Profile:
     """An earlier profile of this model and as many devices, or a new one."""
-    path = folder / "profile.json"
+    pinned = "".join(f"-{core}" for core in cores)  # pinned stages are measured apart
+    path = folder / f"profile{pinned}.json"
     if path.exists():
         with contextlib.suppress(InputError):  # of an older version: measure again
             profile = files.read(path, Profile)

@@ -23,7 +23,7 @@ import numpy as np
 from edgeshard.planner.chains import Costs, Link
 from edgeshard.planner.cheapest import EXACT, Effort
 from edgeshard.planner.groups import DeviceTable
-from edgeshard.planner.paced import Paced, best_paced
+from edgeshard.planner.paced import Paced, best_paced, interval
 
 MOST_NODES = 1000
 """Problems that are branched on at most."""
@@ -108,7 +108,8 @@ class _Search:
             return
         self._take(found.chain)
         self._take(recut(self._table, found.chain))
-        if self._interval(found.chain) <= found.bound * (1 + EXACT):
+        own = interval(self._table, found.chain, self._groups, self._entry)
+        if own <= found.bound * (1 + EXACT):
             return  # nothing in it is better than its own chain
         if self._table.slowest(found.chain) <= found.seconds * (1 + EXACT):
             self._least = min(self._least, found.bound)  # its transfers are not what is unknown
@@ -140,15 +141,9 @@ class _Search:
             bound = self._seconds
         return Paced(self._chain, self._seconds, bound)
 
-    def _interval(self, chain: tuple[Link, ...]) -> float:
-        slowest = self._table.slowest(chain)
-        if self._groups is None:
-            return slowest
-        return max(slowest, (self._entry + self._table.total(chain)) / self._groups)
-
     def _take(self, chain: tuple[Link, ...]) -> None:
         """Keep the chain where its interval is shorter, or as long and its way shorter."""
-        seconds = self._interval(chain)
+        seconds = interval(self._table, chain, self._groups, self._entry)
         if self._chain is None or seconds < self._seconds * (1 - EXACT):
             is_better = seconds < np.inf
         else:

@@ -68,6 +68,14 @@ def best_paced(
     return Paced(search.chain, seconds, seconds if bound >= seconds * (1 - EXACT) else bound)
 
 
+def interval(
+    table: DeviceTable, chain: tuple[Link, ...], groups: int | None, entry: float
+) -> float:
+    """Seconds between steps: the slowest stage's, or its share of the way where groups are few."""
+    slowest = table.slowest(chain)
+    return slowest if groups is None else max(slowest, (entry + table.total(chain)) / groups)
+
+
 class _Search:
     """Limits that were tried, the best chain so far, and what the other chains cost at least."""
 
@@ -77,7 +85,7 @@ class _Search:
         self._table, self._entry, self._groups = table, entry_seconds, groups
         self._values = limits_of(table)
         self._least: dict[float, float] = {}  # by limit: no chain within it is cheaper
-        self.chain, self.seconds = chain, self._interval(chain)
+        self.chain, self.seconds = chain, interval(self._table, chain, self._groups, self._entry)
 
     def note(self, limit: float, effort: Effort) -> float:
         """Find the cheapest chain within a limit; the interval that its way alone asks for."""
@@ -117,15 +125,9 @@ class _Search:
             slowest = max(low, float(beyond[0]))
         return least
 
-    def _interval(self, chain: tuple[Link, ...]) -> float:
-        slowest = self._table.slowest(chain)
-        if self._groups is None:
-            return slowest
-        return max(slowest, (self._entry + self._table.total(chain)) / self._groups)
-
     def _take(self, chain: tuple[Link, ...]) -> None:
         """Keep the chain where its interval is shorter, or as long and its way shorter."""
-        seconds = self._interval(chain)
+        seconds = interval(self._table, chain, self._groups, self._entry)
         if abs(seconds - self.seconds) > EXACT * self.seconds:
             is_better = seconds < self.seconds
         else:

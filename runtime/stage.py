@@ -313,7 +313,7 @@ class StageCore:
         if step.marks is not None and len(step.marks) != shape.index:
             return f"marks of {len(step.marks)} stages at stage {shape.index}"
         if step.ahead and (num_rows > 1 or not step.wants_token or step.marks is not None):
-            return f"a step of {num_rows} rows is to run ahead; one row may that wants a token"
+            return f"a step of {num_rows} rows may not run ahead; one untraced row may"
         if step.num_tokens > min(shape.chunk_tokens, shape.context):
             return (
                 f"step of {step.num_tokens} positions; at most {shape.chunk_tokens} a step and "

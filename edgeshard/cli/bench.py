@@ -50,6 +50,8 @@ def bench(
     names = model or opened.models()
     if not names:
         raise InputError(f"no model in {store}; run `esc compile` first")
+    if cores is not None and (chain is None or requests is not None):
+        raise InputError("--cores needs --chain FOLDER, and goes without --requests")
     if requests is not None:
         if chain is None:
             raise InputError("--requests needs --chain FOLDER to work in")

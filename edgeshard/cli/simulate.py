@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from edgeshard.schemas.plan import Plan
     from edgeshard.simulate import Arrival, Figures, Run
 
-CHUNK_TOKENS = 256
-
 
 def simulate(
     plan: Annotated[Path, typer.Argument(help="The plan file.")],
@@ -32,9 +30,10 @@ def simulate(
     slots: Annotated[
         int | None, typer.Option(min=1, help="Requests in flight at most; default: the plan's.")
     ] = None,
-    chunk_tokens: Annotated[int, typer.Option(min=3, help="Prompt positions of a step.")] = (
-        CHUNK_TOKENS
-    ),
+    chunk_tokens: Annotated[
+        int | None,
+        typer.Option(min=3, help="Prompt positions of a step; default: what `esc deploy` takes."),
+    ] = None,
     groups: Annotated[
         int | None,
         typer.Option(min=1, help="Of slots that step together; default: the plan's."),
@@ -80,6 +79,7 @@ def simulate(
             f"simulating needs {error.name}: install the extra `simulate` (README)"
         ) from error
     from edgeshard.runtime.schedule import Limits
+    from edgeshard.runtime.schedule_limits import CHUNK_TOKENS
     from edgeshard.schemas import files
     from edgeshard.schemas.common import Transfers
     from edgeshard.schemas.plan import Plan
@@ -91,7 +91,7 @@ def simulate(
     limits = Limits(
         slots=slots or made.slots,
         context=made.context,
-        chunk_tokens=chunk_tokens,
+        chunk_tokens=chunk_tokens or CHUNK_TOKENS,
         window=len(made.stages),
         max_waiting=requests,
         in_rounds=bubbles,

@@ -16,7 +16,7 @@ from edgeshard.compiler.compile import compile_model
 from edgeshard.runtime.client import Client
 from edgeshard.runtime.deploy import deploy
 from edgeshard.runtime.local import LocalCluster
-from edgeshard.runtime.parameters import derived_seed
+from edgeshard.runtime.parameters import Options, derived_seed
 from edgeshard.runtime.sampler import draw
 from edgeshard.runtime.wire import Sampling
 from edgeshard.runtime.wishes import Wishes
@@ -32,7 +32,7 @@ SYSTEM = "You answer in one word, and you never say more than that. "
 NUM_TOKENS = 12
 CHUNK_TOKENS = 21  # odd, so that it has to be cut at even positions all the same
 LIMIT_SECONDS = 10.0
-PLAIN = {"raw": True, "max_tokens": NUM_TOKENS, "ignore_eos": True}
+PLAIN: Options = {"max_tokens": NUM_TOKENS, "ignore_eos": True}
 
 
 def _compile(precision: Precision, store: Store) -> CompiledModel:
@@ -114,7 +114,7 @@ def test_a_prompt_is_copied_from_a_slot_that_is_free(
     model: CompiledModel, cluster: LocalCluster, client: Client
 ) -> None:
     prompts = [f"{SYSTEM}{question}" for question in ("Colour?", "A river in France?")]
-    results = [client.generate(prompt, **PLAIN).finish() for prompt in prompts]  # type: ignore[arg-type]
+    results = [client.generate(prompt, raw=True, **PLAIN).finish() for prompt in prompts]
     for prompt, result in zip(prompts, results, strict=True):
         assert list(result.token_ids) == alone(model, prompt)
     assert [one.kept_tokens for one in results] == [0, len(SYSTEM)]
@@ -126,7 +126,7 @@ def test_prompts_that_come_together_compute_their_start_once(
     model: CompiledModel, cluster: LocalCluster, client: Client
 ) -> None:
     prompts = [f"{SYSTEM}{question}" for question in ("Colour?", "A river?", "Whose book is it?")]
-    running = [client.generate(prompt, **PLAIN) for prompt in prompts]  # type: ignore[arg-type]
+    running = [client.generate(prompt, raw=True, **PLAIN) for prompt in prompts]
     results = [generation.finish() for generation in running]
     for prompt, result in zip(prompts, results, strict=True):
         assert list(result.token_ids) == alone(model, prompt)
@@ -139,8 +139,8 @@ def test_several_answers_compute_their_prompt_once(
     model: CompiledModel, cluster: LocalCluster, client: Client
 ) -> None:
     prompt = f"{SYSTEM}Colours?"
-    options = PLAIN | {"n": 3, "temperature": 1.0, "seed": 5}
-    with client.generate(prompt, **options) as generation:  # type: ignore[arg-type]
+    options: Options = {**PLAIN, "n": 3, "temperature": 1.0, "seed": 5}
+    with client.generate(prompt, raw=True, **options) as generation:
         generation.finish()
     for number, result in enumerate(generation.results):
         sampling = Sampling(1.0, seed=derived_seed(5, number))
@@ -156,17 +156,18 @@ def test_an_answer_is_computed_again_in_the_next_turn_unless_asked_for(
     model: CompiledModel, client: Client
 ) -> None:
     first = f"{SYSTEM}Colour?"
-    options = PLAIN | {"logit_bias": {ord("y"): 100.0}}
-    answer = client.generate(first, **options).finish()  # type: ignore[arg-type]
+    options: Options = {**PLAIN, "logit_bias": {ord("y"): 100.0}}
+    answer = client.generate(first, raw=True, **options).finish()
     assert answer.text == "y" * NUM_TOKENS
     turn = f"{first}{answer.text} And why?"
-    again = client.generate(turn, **PLAIN).finish()  # type: ignore[arg-type]
+    again = client.generate(turn, raw=True, **PLAIN).finish()
     assert list(again.token_ids) == alone(model, turn)
     assert (again.kept_tokens, again.reused_tokens) == (_even(len(first)), 0)
     other = f"{SYSTEM}River?"
-    answer = client.generate(other, **options).finish()  # type: ignore[arg-type]
+    answer = client.generate(other, raw=True, **options).finish()
     turn = f"{other}{answer.text} And why?"
-    reused = client.generate(turn, reuse_answers=True, **PLAIN).finish()  # type: ignore[arg-type]
+    reusing: Options = {**PLAIN, "reuse_answers": True}
+    reused = client.generate(turn, raw=True, **reusing).finish()
     assert reused.kept_tokens == _even(len(other) + NUM_TOKENS - 1)
     assert reused.reused_tokens == reused.kept_tokens - len(other)
 

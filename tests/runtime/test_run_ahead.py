@@ -213,7 +213,7 @@ def test_a_step_of_several_rows_may_not_run_ahead() -> None:
     given = stage.handle(step, 16)
 
     assert all(isinstance(one, Forward) and isinstance(one.message, Fault) for one in given)
-    assert stage.problems[0] == "a step of 2 rows is to run ahead; one row may that wants a token"
+    assert stage.problems[0] == "a step of 2 rows may not run ahead; one untraced row may"
 
 
 def test_a_token_that_fits_no_step_adds_none() -> None:
