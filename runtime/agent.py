@@ -26,13 +26,14 @@ import msgspec
 from edgeshard.artifacts.store import Store
 from edgeshard.errors import DeviceError, EdgeShardError, InputError
 from edgeshard.runtime import control, log
-from edgeshard.runtime.channel import Arrival, Listener, Network, Poller, Waker
+from edgeshard.runtime.channel import Arrival, Listener, Network, Poller
 from edgeshard.runtime.child import Line, Parent, Ready
 from edgeshard.runtime.commands import Commands, as_edgeshard_error
 from edgeshard.runtime.keys import load_keys
 from edgeshard.runtime.links import answer_probe
 from edgeshard.runtime.machine import cluster_digest, physical_cores
 from edgeshard.runtime.tenant import Task
+from edgeshard.runtime.waker import Waker
 from edgeshard.runtime.wire import ProtocolError, encode, split
 from edgeshard.schemas import files
 from edgeshard.schemas.cluster import Cluster, Device

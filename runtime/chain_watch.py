@@ -1,17 +1,19 @@
 """Whether every stage of a chain is alive, from what its agents say. No socket, no clock.
 
-Each agent is asked once a second, and tells at once when its stage dies.
+Each agent is asked once a second, and tells at once when its stage dies. A device that is gone is
+noticed sooner, by the connection: libzmq answers for an agent that is busy, but for no dead one.
 
-Rule: three seconds of silence, another epoch, or a stage that is not ready any more is a problem,
-named with stage and device.
+Rule: a connection that is cut, three seconds of silence, another epoch, or a stage that is not
+ready any more is a problem, named with stage and device.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from edgeshard.runtime.control import StageView
+from edgeshard.runtime.link_watch import LOOK_SECONDS, LinkWatch
 
 ASK_SECONDS = 1.0
 SILENCE_SECONDS = 3.0
@@ -24,6 +26,7 @@ class _Watched:
     view: StageView | None = None
     is_draining: bool = False
     has_answered: bool = False
+    link: LinkWatch = field(default_factory=LinkWatch)
 
 
 class ChainWatch:
@@ -34,6 +37,7 @@ class ChainWatch:
         self._epoch = epoch
         self._turn = now
         self._next_ask = now
+        self._next_look = now
 
     def asks(self, now: float) -> bool:
         """Whether to ask every agent now.
@@ -49,6 +53,17 @@ class ChainWatch:
             return False
         self._next_ask = now + ASK_SECONDS
         return True
+
+    def looks(self, now: float) -> bool:
+        """Whether to see now which agents are connected."""
+        if now < self._next_look:
+            return False
+        self._next_look = now + LOOK_SECONDS
+        return True
+
+    def saw(self, index: int, is_connected: bool, now: float) -> None:
+        """An agent's connection is there, or is not."""
+        self._stages[index].link.saw(is_connected, now)
 
     def heard(self, index: int, view: StageView | None, is_draining: bool, now: float) -> None:
         """An agent answered."""
@@ -66,6 +81,10 @@ class ChainWatch:
     def problem(self, now: float) -> str | None:
         """Why the chain cannot run, or None."""
         for index, stage in enumerate(self._stages):
+            if stage.link.is_cut(now):
+                return (
+                    f"stage {index} on {stage.device} is lost: the connection to its agent is cut"
+                )
             if now - stage.heard > SILENCE_SECONDS:
                 return (
                     f"stage {index} on {stage.device} is lost: its agent does not answer for "

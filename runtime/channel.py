@@ -2,8 +2,7 @@
 
     Listener (ROUTER)  bound; takes from admitted keys only, knows who sent each message
     Dialer   (DEALER)  connected to one listener whose key it knows
-    Waker              wakes a wait from another thread or a signal handler
-    Poller             one wait over any of them
+    Poller             one wait over any of them, and over a `Waker`
 
 Rule: fail closed. Every listener has a ZAP domain that is enforced, its authenticator runs before
 it binds, and each message's key is checked again, so that a key that is no longer admitted delivers
@@ -12,7 +11,6 @@ nothing on connections that it already has. Without keys only loopback can be bo
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import ipaddress
 import socket
@@ -25,11 +23,13 @@ import zmq.asyncio
 from zmq.auth.thread import ThreadAuthenticator
 
 from edgeshard.errors import DeviceError, InputError
+from edgeshard.runtime.waker import Waker
 
 OLDEST_LIBZMQ = (4, 3, 5)  # older ones can be stopped or crashed by strangers despite CURVE
 PART_MARGIN_BYTES = 1024  # what CURVE adds to a part, counted by MAXMSGSIZE
 HEARTBEAT_MS = 1000
 SILENCE_MS = 3000
+PULSE_MS = 800  # of a connection that carries nothing large
 RECONNECT_MS = 100
 MAX_RECONNECT_MS = 500
 
@@ -168,6 +168,11 @@ class Dialer:
             return False
         return True
 
+    @property
+    def is_connected(self) -> bool:
+        """Whether the peer has let us in and shows signs of life; False too at a full queue."""
+        return self.wait_connected(0.0)
+
     def wait_connected(self, seconds: float) -> bool:
         """Wait until the peer has let us in: it is there and both keys are right."""
         return bool(self.socket.poll(int(seconds * 1000), zmq.POLLOUT))
@@ -201,32 +206,6 @@ class Dialer:
         owner = self.socket if self._waiting is None else self._waiting
         owner.disable_monitor()
         owner.close(linger=int(linger_seconds * 1000))
-
-
-class Waker:
-    """Wakes a `Poller` from another thread or from a signal handler."""
-
-    def __init__(self) -> None:
-        self._inner, self._outer = socket.socketpair()
-        self._inner.setblocking(False)
-        self._outer.setblocking(False)
-        self.socket = self._inner.fileno()
-
-    def wake(self) -> None:
-        """End the wait, or the next one."""
-        with contextlib.suppress(BlockingIOError, OSError):  # full: it wakes; closed: no one waits
-            self._outer.send(b"\0")
-
-    def clear(self) -> None:
-        """Forget the wakes so far."""
-        with contextlib.suppress(BlockingIOError):
-            while self._inner.recv(4096):
-                pass
-
-    def close(self) -> None:
-        """Close both ends."""
-        self._inner.close()
-        self._outer.close()
 
 
 Source = Listener | Dialer | Waker
@@ -331,8 +310,19 @@ class Network:
         max_bytes: int,
         queue: int,
         asynchronous: bool = False,
+        silence_ms: int = SILENCE_MS,
     ) -> Dialer:
-        """Connect, and reconnect whenever the peer comes back; returns at once."""
+        """Connect, and reconnect whenever the peer comes back; returns at once.
+
+        Args:
+            endpoint: of a listener.
+            server_key: its public key.
+            max_bytes: longest part that is taken.
+            queue: messages that wait at most, per direction.
+            asynchronous: an event loop can wait for it.
+            silence_ms: after which the connection counts as broken. Signs of life queue behind
+                what is sent, so it must be longer than the largest message takes.
+        """
         waiting: zmq.asyncio.Socket | None = None
         socket: zmq.Socket[bytes]
         if asynchronous:
@@ -341,6 +331,8 @@ class Network:
         else:
             socket = self._context.socket(zmq.DEALER)
         self._bound_socket(socket, max_bytes, queue)
+        socket.setsockopt(zmq.HEARTBEAT_IVL, silence_ms // 4)
+        socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, silence_ms)
         socket.setsockopt(zmq.CONNECT_TIMEOUT, SILENCE_MS)
         socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
         socket.setsockopt(zmq.RECONNECT_IVL_MAX, MAX_RECONNECT_MS)

@@ -20,7 +20,7 @@ from edgeshard.errors import DeviceError, LinkError
 from edgeshard.runtime import ask, control, log, schedule, wire
 from edgeshard.runtime import schedule_events as events
 from edgeshard.runtime.chain_watch import ChainWatch
-from edgeshard.runtime.channel import Network, Poller, Waker
+from edgeshard.runtime.channel import PULSE_MS, Network, Poller
 from edgeshard.runtime.child import Line
 from edgeshard.runtime.coordinator_config import CoordinatorConfig
 from edgeshard.runtime.desk import Desk
@@ -30,6 +30,7 @@ from edgeshard.runtime.request_counts import RequestCounts
 from edgeshard.runtime.schedule_limits import RUN_AHEAD
 from edgeshard.runtime.text import TextModel
 from edgeshard.runtime.tracing import Tracer
+from edgeshard.runtime.waker import Waker
 from edgeshard.schemas.model import ModelManifest
 
 START_SECONDS = 15.0
@@ -75,6 +76,7 @@ class Coordinator:
                 stage.key,
                 max_bytes=control.MAX_CONTROL_BYTES,
                 queue=control.QUEUE,
+                silence_ms=PULSE_MS,
             )
             for stage in config.stages
         ]
@@ -211,9 +213,16 @@ class Coordinator:
             self._waker.clear()
         if self._stop is not None:
             raise Stopped(self._stop)
-        if self._watch.asks(time.monotonic()):
+        self._look(time.monotonic())
+
+    def _look(self, now: float) -> None:
+        """Ask the agents for signs of life, and see which of them are connected."""
+        if self._watch.asks(now):
             for agent in self._agents:
                 agent.send([wire.encode(control.Ping(id=0))])
+        if self._watch.looks(now):
+            for index, agent in enumerate(self._agents):
+                self._watch.saw(index, agent.is_connected, now)
 
     def _ask_clocks(self, now: float) -> float:
         """Ping agents whose clocks are wanted; seconds to wait at most for more of it."""

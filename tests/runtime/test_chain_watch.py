@@ -38,6 +38,29 @@ def test_silence_is_a_problem_named_with_stage_and_device() -> None:
     assert "stage 1 on phone is lost" in problem
 
 
+def test_a_connection_that_is_cut_is_a_problem_long_before_the_silence() -> None:
+    watch = ready_watch()
+    for index in (0, 1):
+        watch.saw(index, True, 0.0)
+    watch.saw(1, False, 0.25)
+    assert watch.problem(0.4) is None  # it may be back at once, or say why it ends
+    assert watch.problem(0.5) == "stage 1 on phone is lost: the connection to its agent is cut"
+    watch.saw(1, True, 0.6)
+    assert watch.problem(0.6) is None
+
+
+def test_connections_are_looked_at_four_times_a_second() -> None:
+    watch = ready_watch()
+    assert [watch.looks(twentieth / 20) for twentieth in range(21)].count(True) == 5
+
+
+def test_a_connection_that_is_not_there_yet_is_not_missed() -> None:
+    watch = ready_watch()
+    watch.saw(1, False, 0.0)
+    watch.saw(1, False, 2.0)
+    assert watch.problem(2.0) is None
+
+
 def test_our_own_pause_is_not_their_silence() -> None:
     watch = ready_watch()
     watch.asks(60.0)

@@ -15,8 +15,8 @@ from edgeshard.runtime.channel import (
     Listener,
     Network,
     Poller,
-    Waker,
 )
+from edgeshard.runtime.waker import Waker
 
 SERVER, CLIENT, STRANGER = KeyPair.generate(), KeyPair.generate(), KeyPair.generate()
 LIMIT = 2.0
