@@ -8,7 +8,6 @@ import transformers
 
 from edgeshard.artifacts.store import Store
 from edgeshard.compiler.checkpoint import Checkpoint
-from edgeshard.compiler.generation import read_generation
 from edgeshard.schemas.common import Blob
 from edgeshard.schemas.model import Generation
 
@@ -28,7 +27,7 @@ class TextAssets:
 def write_text_assets(store: Store, checkpoint: Checkpoint) -> TextAssets:
     """Store the tokenizer as `tokenizer.json` and the chat template as it is."""
     tokenizer = checkpoint.tokenizer()
-    generation, ends, remarks = read_generation(checkpoint.path)
+    generation, ends, remarks = checkpoint.generation()
     eos = _eos_token_ids(checkpoint, tokenizer, ends)
     if tokenizer is None:
         return TextAssets(None, None, {}, eos, generation, remarks)

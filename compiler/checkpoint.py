@@ -15,6 +15,7 @@ import transformers
 from numpy.typing import NDArray
 
 from edgeshard.compiler.families import FAMILIES
+from edgeshard.compiler.generation import Defaults
 from edgeshard.errors import InputError
 from edgeshard.schemas.common import Digest
 
@@ -58,6 +59,9 @@ class Checkpoint(Protocol):
 
     def tokenizer(self) -> transformers.PreTrainedTokenizerBase | None:
         """The tokenizer that came with the checkpoint, if one did."""
+
+    def generation(self) -> Defaults:
+        """What it says of generating where a request is silent."""
 
 
 def open_checkpoint(path: Path) -> Checkpoint:

@@ -22,6 +22,7 @@ from edgeshard.compiler.gguf_families import (
     settings,
     tensor_names,
 )
+from edgeshard.compiler.generation import FIELDS, Defaults, fields_generation
 from edgeshard.compiler.gguf_tokenizer import gguf_tokenizer
 from edgeshard.compiler.stored import read_rows, widen
 from edgeshard.errors import InputError
@@ -170,6 +171,12 @@ class GgufCheckpoint:
         if name.endswith(("k_proj.weight", "k_proj.bias")):
             return int(self.config.num_key_value_heads)
         return None
+
+    def generation(self) -> Defaults:
+        """See `Checkpoint.generation`."""
+        fields = self._reader.fields
+        said = {name: fields[name].contents() for name in fields if name.startswith(FIELDS)}
+        return fields_generation(self.path, said)
 
     def tokenizer(self) -> transformers.PreTrainedTokenizerBase | None:
         """See `Checkpoint.tokenizer`."""

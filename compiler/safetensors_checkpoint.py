@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from edgeshard.compiler.checkpoint import PICKLED, PICKLED_REMEDY, check_architecture
+from edgeshard.compiler.generation import Defaults, read_generation
 from edgeshard.compiler.sentencepiece_model import read_model
 from edgeshard.compiler.stored import VALUE_BYTES, read_rows, widen
 from edgeshard.errors import InputError
@@ -163,6 +164,10 @@ class SafetensorsCheckpoint:
         offset = self._offsets[self._raw(name)]
         row_bytes = math.prod(shape[1:]) * VALUE_BYTES[self.stored_type(name)]
         return read_rows(file, offset, shape[0], row_bytes)
+
+    def generation(self) -> Defaults:
+        """See `Checkpoint.generation`."""
+        return read_generation(self.path)
 
     def tokenizer(self) -> transformers.PreTrainedTokenizerBase | None:
         """See `Checkpoint.tokenizer`."""

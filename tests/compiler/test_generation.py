@@ -6,14 +6,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+import gguf
 import pytest
 
 from edgeshard.artifacts.store import Store
+from edgeshard.compiler.checkpoint import open_checkpoint
 from edgeshard.compiler.compile import compile_model
-from edgeshard.compiler.generation import read_generation, shown
+from edgeshard.compiler.generation import Defaults, read_generation, shown
 from edgeshard.errors import InputError
 from edgeshard.schemas import files
 from edgeshard.schemas.model import Generation, ModelManifest
+from support.gguf_file import write_gguf
 from support.tiny_llama import save
 
 SAID: dict[str, Any] = {
@@ -39,7 +42,7 @@ def test_what_the_file_says_is_read(tmp_path: Path) -> None:
 
 
 def test_what_the_file_leaves_out_stays_unsaid(tmp_path: Path) -> None:
-    assert read_generation(tmp_path) == (Generation(), (), ())
+    assert read_generation(tmp_path) == Defaults(Generation())
     assert read_generation(_write(tmp_path, bos_token_id=1, top_p=None))[0] == Generation()
 
 
@@ -119,3 +122,78 @@ def test_a_manifest_of_before_has_no_defaults(tmp_path: Path) -> None:
 
     found = files.decode(json.dumps(plain).encode(), ModelManifest, "the manifest")
     assert found.generation == Generation()
+
+
+def _gguf(folder: Path, **said: float | str) -> Path:
+    """A file whose metadata says this, in the types in which llama.cpp's converter writes it."""
+
+    def more(writer: gguf.GGUFWriter) -> None:
+        for name, value in said.items():
+            add = {float: writer.add_float32, int: writer.add_int32, str: writer.add_string}
+            add[type(value)](f"general.sampling.{name}", value)  # type: ignore[operator]
+
+    return write_gguf(folder / "model.gguf", more=more).path
+
+
+def test_the_sampling_fields_of_a_gguf_file_are_defaults(tmp_path: Path) -> None:
+    path = _gguf(tmp_path, temp=0.6, top_k=20, top_p=0.95, penalty_repeat=1.05)
+    compiled = compile_model(path, Store(tmp_path / "store"))
+
+    assert compiled.manifest.generation == Generation(
+        do_sample=True, temperature=0.6, top_k=20, top_p=0.95, repetition_penalty=1.05
+    )
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ({}, Generation()),
+        ({"penalty_repeat": 1.5}, Generation(repetition_penalty=1.5)),
+        ({"top_p": 0.5}, Generation(do_sample=True, top_p=0.5)),
+        ({"temp": 0.0, "top_k": 5}, Generation(temperature=0, top_k=5)),
+        ({"temp": -1.0}, Generation(temperature=0)),
+        ({"temp": 0.5, "top_k": -1}, Generation(do_sample=True, temperature=0.5, top_k=0)),
+    ],
+)
+def test_a_gguf_file_is_drawn_from_where_it_says_how(
+    said: dict[str, float], expected: Generation, tmp_path: Path
+) -> None:
+    assert open_checkpoint(_gguf(tmp_path, **said)).generation() == Defaults(expected)
+
+
+def test_sampling_fields_that_are_no_defaults_are_told(tmp_path: Path) -> None:
+    path = _gguf(
+        tmp_path,
+        temp=1.0,
+        min_p=0.05,
+        xtc_probability=0.0,
+        mirostat=2,
+        mirostat_tau=5.0,
+        penalty_last_n=64,
+        sequence="top_k;temperature",
+    )
+    remarks = open_checkpoint(path).generation().remarks
+
+    assert [remark.split(",")[0] for remark in remarks] == [
+        "model.gguf says general.sampling.min_p 0.05",
+        "model.gguf says general.sampling.mirostat 2",
+        "model.gguf says general.sampling.penalty_last_n 64",
+        "model.gguf says general.sampling.sequence 'top_k;temperature'",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("top_p", 1.5, "top_p is 1.5: .*<= 1"),
+        ("penalty_repeat", 0.0, "repetition_penalty is 0"),
+        ("temp", "warm", "temperature is 'warm'"),
+        ("top_k", 1.5, "top_k is 1.5: Expected `int"),
+        ("temp", float("nan"), "temperature is nan"),
+    ],
+)
+def test_a_sampling_field_that_cannot_be_is_refused(
+    name: str, value: float | str, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=f"model.gguf: {message}"):
+        open_checkpoint(_gguf(tmp_path, **{name: value})).generation()
