@@ -13,6 +13,7 @@ import transformers
 from numpy.typing import NDArray
 
 from edgeshard.compiler.checkpoint import check_architecture
+from edgeshard.compiler.generation import FIELDS, Defaults, fields_generation
 from edgeshard.compiler.gguf_families import (
     FREQUENCIES,
     GGUF_FAMILIES,
@@ -22,7 +23,6 @@ from edgeshard.compiler.gguf_families import (
     settings,
     tensor_names,
 )
-from edgeshard.compiler.generation import FIELDS, Defaults, fields_generation
 from edgeshard.compiler.gguf_tokenizer import gguf_tokenizer
 from edgeshard.compiler.stored import read_rows, widen
 from edgeshard.errors import InputError

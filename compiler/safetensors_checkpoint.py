@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import tokenizers
 import transformers
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
@@ -171,10 +172,11 @@ class SafetensorsCheckpoint:
 
     def tokenizer(self) -> transformers.PreTrainedTokenizerBase | None:
         """See `Checkpoint.tokenizer`."""
-        model = self.path / "tokenizer.model"
+        written, model = self.path / "tokenizer.json", self.path / "tokenizer.model"
         try:
-            if (self.path / "tokenizer.json").exists():
-                return transformers.AutoTokenizer.from_pretrained(self.path)
+            if written.exists():
+                found = transformers.AutoTokenizer.from_pretrained(self.path)
+                return as_written(found, tokenizers.Tokenizer.from_file(str(written)))
             return self._from_sentencepiece(model) if model.exists() else None
         except InputError:
             raise
@@ -195,6 +197,25 @@ class SafetensorsCheckpoint:
             add_bos_token=said.get("add_bos_token", "bos_token" in special),
             **unsaid,
         )
+
+
+def as_written(
+    found: transformers.PreTrainedTokenizerBase, written: tokenizers.Tokenizer
+) -> transformers.PreTrainedTokenizerBase:
+    """A tokenizer that cuts text as its `tokenizer.json` says.
+
+    transformers 5 makes the pipeline of some classes anew from the vocabulary, and Llama's drops a
+    leading space. Special tokens, what surrounds a text and the template stay as it has them.
+    """
+    made, said = (json.loads(t.to_str()) for t in (found.backend_tokenizer, written))
+    pipeline = {part: said[part] for part in ("normalizer", "pre_tokenizer", "model", "decoder")}
+    if pipeline.items() <= made.items():
+        return found
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizers.Tokenizer.from_str(json.dumps(made | pipeline)),
+        chat_template=found.chat_template,
+        **found.special_tokens_map,
+    )
 
 
 def _check_plain(path: Path, plain: dict[str, object]) -> None:

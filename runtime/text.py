@@ -134,8 +134,9 @@ class Answer:
             new, self._given = settled[len(self._given) :], max(settled, self._given, key=len)
             return self._hold_back(new)
         new = text[len(self._given) :]
-        self._prefix, self._read = self._read, len(self._tokens)
-        self._given = self._model.decode(self._tokens[self._prefix : self._read])
+        if new:  # behind tokens without text alone, a decoder would take the next one for the first
+            self._prefix, self._read = self._read, len(self._tokens)
+            self._given = self._model.decode(self._tokens[self._prefix : self._read])
         return self._hold_back(new)
 
     def flush(self) -> str:
