@@ -130,7 +130,7 @@ def _gguf(folder: Path, **said: float | str) -> Path:
     def more(writer: gguf.GGUFWriter) -> None:
         for name, value in said.items():
             add = {float: writer.add_float32, int: writer.add_int32, str: writer.add_string}
-            add[type(value)](f"general.sampling.{name}", value)  # type: ignore[operator]
+            add[type(value)](f"general.sampling.{name}", value)
 
     return write_gguf(folder / "model.gguf", more=more).path
 
