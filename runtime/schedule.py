@@ -19,8 +19,9 @@ Requests beyond the slots wait, clients taking turns; where too many wait, or to
 refused with a guess when there will be room (`waiting.py`). Time comes in through `Clock`; a
 request that is over its deadline ends as it is.
 
-A prompt goes in chunks, at most `window` of all requests' chunks at once, so that stages overlap
-and decode steps of others pass in between.
+A prompt goes in chunks, at most `window` of all requests' chunks at once, so that stages overlap.
+While others decode, a chunk leaves right behind a step of each of their groups, and the next one
+behind their next: no token ever waits for more than one chunk at a stage.
 
 Rule: every submitted request ends with exactly one `Finish` or `Fail`. A prompt is cut at even
 positions, and a chunk never has exactly one token unless the prompt has one: kernels give other
@@ -92,6 +93,7 @@ class Schedule:
         self._slots = Slots(limits)
         self._waiting = Waiting(limits)
         self._prefilling: deque[Request] = deque()
+        self._passed: set[int] = set()  # groups that sent a step since the last chunk
         self._steps: dict[int, _Step] = {}
         self._next_number = 0
         self._failed: str | None = None
@@ -124,7 +126,7 @@ class Schedule:
 
     def handle(self, event: ScheduleEvent) -> list[ScheduleInstruction]:
         """Apply one event and say what to do, in order."""
-        return [*self._apply(event), *self._decode()]
+        return [*self._apply(event), *self._decode(), *self._prefill()]
 
     def _apply(self, event: ScheduleEvent) -> list[ScheduleInstruction]:
         match event:
@@ -201,7 +203,6 @@ class Schedule:
             yield from self._halt()
             if not self._slots.waits(request):
                 yield self._open(request)
-        yield from self._prefill()
 
     def _open(self, request: Request) -> SendOpen:
         kept, ask = self._slots.open(request), request.ask
@@ -217,9 +218,17 @@ class Schedule:
                     yield SendHalt(request, self._slots.running[request].slot)
 
     def _prefill(self) -> Iterator[ScheduleInstruction]:
+        """Chunks as far as the window goes; while others decode, one for each of their steps."""
+        if not self._prefilling:
+            return
         on_their_way = sum(1 for step in self._steps.values() if step.group is None)
+        decoding = {self._group(one) for one in self._slots.running.values() if one.answer}
         num_passed = 0
-        while num_passed < len(self._prefilling) and on_their_way < self.limits.window:
+        while (
+            num_passed < len(self._prefilling)
+            and on_their_way < self.limits.window
+            and decoding <= self._passed
+        ):
             request = self._prefilling.popleft()
             if self._slots.waits(request):
                 self._prefilling.append(request)
@@ -235,6 +244,7 @@ class Schedule:
             yield self._send(None, [(request, tokens)], wants_token=is_whole)
             on_their_way += 1
             num_passed = 0
+            self._passed.clear()
 
     def _decode(self) -> Iterator[ScheduleInstruction]:
         """The next step of each group that has tokens to send and nothing on its way."""
@@ -244,12 +254,16 @@ class Schedule:
         groups: dict[int, list[Request]] = {}
         for request in self._slots.running.values():
             if request.next_token is not None:
-                groups.setdefault(request.slot // self.limits.group_slots, []).append(request)
+                groups.setdefault(self._group(request), []).append(request)
         for group, requests in groups.items():
             if group not in busy:
+                self._passed.add(group)
                 for run in neighbours(sorted(requests, key=lambda request: request.slot)):
                     rows = [(request, (request.next_token or 0,)) for request in run]
                     yield self._send(group, rows, wants_token=True, ahead=self._ahead(run[0]))
+
+    def _group(self, request: Request) -> int:
+        return request.slot // self.limits.group_slots
 
     def _ahead(self, one: Request) -> int:
         """Steps that stage 0 may add by itself: none where others share the chain."""
@@ -306,8 +320,6 @@ class Schedule:
             yield _finish(request, reason)
         if ending:
             yield from self._admit()
-        else:
-            yield from self._prefill()
 
     def _finish_early(self, number: int, reason: FinishReason) -> Iterator[ScheduleInstruction]:
         request = self._take(number)
@@ -329,7 +341,6 @@ class Schedule:
             self._slots.replace(again)
             self._prefilling.append(again)
             yield self._open(again)
-            yield from self._prefill()
             return
         yield from self._leave(request, is_trusted=False)  # the stages hold unequal parts of it
         yield Fail(number, "DeviceError", reason)

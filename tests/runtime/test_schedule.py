@@ -173,6 +173,42 @@ def test_long_prompts_take_turns_and_leave_room_for_others() -> None:
     assert drawn(back(chain, 1, 50)) == "1@12+1! E1.0 3@0+2!"
 
 
+def test_beside_a_decode_a_chunk_leaves_behind_each_of_its_steps() -> None:
+    """However many the window would take: no token is to wait for two chunks at a stage."""
+    chain = schedule(slots=2, window=3)
+    chain.handle(submit(1))
+    assert drawn(back(chain, 1, 50)) == "1@3+1! E1.0"
+    assert drawn(chain.handle(submit(2, 20))) == "O2 2@0+4"
+    assert drawn(back(chain, 1, 51)) == "1@4+1! E1.1 2@4+4"
+    assert drawn(back(chain, 2, None)) == ""
+    assert drawn(back(chain, 1, 52)) == "1@5+1! E1.2 2@8+4"
+    assert drawn(back(chain, 1, 53)) == "1@6+1! E1.3 2@12+4"
+    assert drawn(back(chain, 1, 54)) == "1@7+1! E1.4"  # the window is full
+    assert drawn(back(chain, 2, None)) == "2@16+4!"
+
+
+def test_the_last_one_that_decodes_leaves_the_window_to_the_prompt() -> None:
+    chain = schedule(slots=2, window=2)
+    chain.handle(submit(1))
+    back(chain, 1, 50)
+    assert drawn(chain.handle(submit(2, 16))) == "O2 2@0+4"
+    assert drawn(back(chain, 2, None)) == ""
+    assert drawn(back(chain, 1, 51, ends=True)) == "E1.1 C1 stop1 2@4+4 2@8+4"
+
+
+def test_beside_several_groups_a_chunk_leaves_behind_a_step_of_each() -> None:
+    chain = schedule(slots=3, window=3)
+    for request in (1, 2):
+        chain.handle(submit(request))
+        back(chain, request, 50)
+    assert drawn(chain.handle(submit(3, 16))) == "O3"  # 1 has sent none since the chunk of 2
+    assert drawn(back(chain, 1, 51)) == "1@4+1! E1.1 3@0+4"
+    assert drawn(back(chain, 1, 52)) == "1@5+1! E1.2"
+    assert drawn(back(chain, 2, 51)) == "2@4+1! E2.1 3@4+4"
+    assert drawn(back(chain, 2, 52)) == "2@5+1! E2.2"
+    assert drawn(back(chain, 1, 53)) == "1@6+1! E1.3 3@8+4"
+
+
 def test_clients_take_turns_however_much_one_asks() -> None:
     chain = schedule(slots=1, waiting=9)
     chain.handle(submit(1, client="a"))

@@ -132,6 +132,18 @@ def test_a_prompt_in_chunks_overlaps_with_itself() -> None:
     assert chunks.first_token_seconds == pytest.approx(12)
 
 
+def test_beside_a_decode_a_token_and_a_chunk_take_turns_on_every_stage() -> None:
+    """A token takes 1 s a stage, a chunk 4: one of each in 5 s, instead of a token in 2 s."""
+    chain = make_chain([1.0, 1.0])
+    limits = Limits(slots=2, context=100_000, window=2, chunk_tokens=4)
+    arrivals = [Arrival(0.0, 1, 200), Arrival(20.0, 120, 1)]
+    run = simulate(chain, limits, arrivals, None)
+    (first_token,) = (token.seconds for token in run.tokens if token.request == 1)
+    meanwhile = [one for one in run.tokens if not one.request and 20 < one.seconds < first_token]
+    assert first_token - 20 == pytest.approx(30 * (1 + 4), rel=0.1)
+    assert (first_token - 20) / len(meanwhile) == pytest.approx(1 + 4, rel=0.1)
+
+
 def test_a_request_waits_for_a_slot() -> None:
     run = run_chain(make_chain([1.0]), num_requests=2, new_tokens=3, slots=1)
     assert [(token.request, token.seconds) for token in run.tokens] == [
