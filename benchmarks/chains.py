@@ -18,7 +18,7 @@ from edgeshard.artifacts.fuse import fuse
 from edgeshard.artifacts.store import Store
 from edgeshard.runtime.deploy import Deployment, DeployProgress, deploy
 from edgeshard.runtime.local import LocalCluster
-from edgeshard.runtime.schedule_limits import CHUNK_TOKENS
+from edgeshard.runtime.schedule_limits import BESIDE_TOKENS, CHUNK_TOKENS
 from edgeshard.schemas.common import Blob
 from edgeshard.schemas.model import ModelManifest
 from edgeshard.schemas.plan import MemoryUse, Plan, Stage
@@ -92,7 +92,8 @@ def chain(
     cuts: Sequence[int] = (),
     *,
     threads: int,
-    chunk_tokens: int | None = None,
+    chunk_tokens: int = CHUNK_TOKENS,
+    beside_tokens: int = BESIDE_TOKENS,
     on_progress: Callable[[DeployProgress], None] = lambda _: None,
     **given: int,
 ) -> Iterator[Chain]:
@@ -104,7 +105,8 @@ def chain(
         name: of the model.
         cuts: first unit of each stage but the first.
         threads: of each stage.
-        chunk_tokens: prompt positions of a step; None: as deployed by default.
+        chunk_tokens: prompt positions of a step.
+        beside_tokens: the same while another request decodes.
         on_progress: told how the deployment goes.
         given: context, slots and groups of the plan.
     """
@@ -123,7 +125,8 @@ def chain(
             fuse,
             on_progress=on_progress,
             silence_seconds=SILENCE_SECONDS,
-            chunk_tokens=CHUNK_TOKENS if chunk_tokens is None else chunk_tokens,
+            chunk_tokens=chunk_tokens,
+            beside_tokens=beside_tokens,
         )
         agents = [psutil.Process(agent.pid) for agent in local.agents]
         workers = [_child(agent, "edgeshard.runtime.worker") for agent in agents]

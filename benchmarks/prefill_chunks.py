@@ -1,12 +1,12 @@
-"""A 2,000-token prompt over two stages of a core each, by the size of its chunks.
+"""A 2,000-token prompt over two stages of a core each, by the size of its chunks beside a decode.
 
     python -m benchmarks.prefill_chunks --store store --model int4 --work work --json chunks.json
 
 A chain for each size, its workers pinned; all of them wait while one is measured, in turns. First
-the prompt alone; then beside another request that decodes: the prompt's time to first token, and
-what a token of the other one takes meanwhile, to what it took right before. Both times are ratios
-to the prompt alone at the largest size, with which it goes as one chunk. Every prompt is another
-one, so that no prefix of an earlier one is reused.
+the prompt alone, in chunks as deployed by default; then beside another request that decodes: the
+prompt's time to first token, and what a token of the other one takes meanwhile, to what it took
+right before. Both times are ratios to the prompt alone at the largest size, with which it goes as
+one chunk, alone too. Every prompt is another one, so that no prefix of an earlier one is reused.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from benchmarks.chains import chain, pin, spread
 from edgeshard.artifacts.store import Store
 from edgeshard.runtime.client import AsyncClient
 from edgeshard.runtime.local import LocalCluster
+from edgeshard.runtime.schedule_limits import CHUNK_TOKENS
 
 WORDS = (
     "river",
@@ -122,11 +123,11 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--work", type=Path, required=True, help="folder on the store's disk")
     parser.add_argument("--cut", type=int, required=True, help="first unit of the second stage")
-    parser.add_argument("--chunks", type=int, nargs="+", default=[2048, 512, 128, 16, 4])
+    parser.add_argument("--beside", type=int, nargs="+", default=[2048, 128, 32, 16, 4])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args()
-    store, sizes = Store(chosen.store), sorted(chosen.chunks, reverse=True)
+    store, sizes = Store(chosen.store), sorted(chosen.beside, reverse=True)
     numbers = itertools.count()
     found: dict[int, list[Round]] = {size: [] for size in sizes}
     with contextlib.ExitStack() as stack:
@@ -139,7 +140,8 @@ def main() -> None:
                     chosen.model,
                     (chosen.cut,),
                     threads=1,
-                    chunk_tokens=size,
+                    chunk_tokens=max(size, CHUNK_TOKENS),
+                    beside_tokens=size,
                     context=CONTEXT,
                     slots=2,
                     groups=2,
@@ -153,11 +155,11 @@ def main() -> None:
         for number in range(chosen.rounds):
             for size in sizes:
                 found[size].append(asyncio.run(one_round(locals_[size], numbers)))
-                print(f"round {number + 1}, chunks of {size}:", asdict(found[size][-1]), flush=True)
+                print(f"round {number + 1}, beside {size}:", asdict(found[size][-1]), flush=True)
     whole = found[sizes[0]]
     print(f"prompt of {whole[0].prompt_tokens} tokens; ms of a token alone: ", end="")
     print(spread([one.token_ms for one in whole]))
-    print("| chunk | alone, s | to unchunked | beside, s | to it | slowdown | pause, ms |")
+    print("| chunk beside | alone, s | to unchunked | beside, s | to it | slowdown | pause, ms |")
     print("| --: | --- | --- | --- | --- | --- | --- |")
     for size in sizes:
         rows = found[size]

@@ -92,6 +92,7 @@ class Coordinator:
                 slots=config.slots,
                 context=config.context,
                 chunk_tokens=config.chunk_tokens,
+                beside_tokens=config.beside_tokens,
                 window=len(config.stages),
                 max_waiting=config.max_waiting,
                 num_groups=config.num_groups,

@@ -9,7 +9,6 @@ Rule: all or nothing. Where a stage cannot be loaded, the others are stopped aga
 from __future__ import annotations
 
 import contextlib
-import math
 import secrets
 import threading
 from collections.abc import Callable, Mapping, Sequence, Set
@@ -23,7 +22,12 @@ from edgeshard.runtime import control
 from edgeshard.runtime.agent_client import AgentClient
 from edgeshard.runtime.channel import KeyPair, Network
 from edgeshard.runtime.machine import cluster_digest
-from edgeshard.runtime.schedule_limits import CHUNK_TOKENS, MIN_CHUNK_TOKENS
+from edgeshard.runtime.schedule_limits import (
+    BESIDE_TOKENS,
+    CHUNK_TOKENS,
+    MIN_CHUNK_TOKENS,
+    num_groups,
+)
 from edgeshard.schemas.cluster import Cluster
 from edgeshard.schemas.common import Activation, Blob
 from edgeshard.schemas.model import ModelManifest
@@ -96,6 +100,7 @@ def deploy(
     drain_seconds: float = 0.0,
     silence_seconds: float = 30.0,
     chunk_tokens: int = CHUNK_TOKENS,
+    beside_tokens: int = BESIDE_TOKENS,
     share_prompts: bool = False,
 ) -> Deployment:
     """Deploy a plan.
@@ -113,8 +118,9 @@ def deploy(
         on_progress: told what happens; called from several threads.
         drain_seconds: how long requests of an earlier deployment may take to finish.
         silence_seconds: how long a step may take before it counts as lost.
-        chunk_tokens: prompt positions of a step at most. Small chunks let tokens of other requests
-            pass in between; large ones read the weights less often.
+        chunk_tokens: prompt positions of a step at most.
+        beside_tokens: the same while another request decodes: a token of it waits for one such
+            step on every stage at most. Fewer let it pass sooner; more read the weights less often.
         share_prompts: a client's prompt may start with what another's left on the stages.
 
     Raises:
@@ -125,11 +131,13 @@ def deploy(
     """
     models = {blob.digest: (one, blob) for one, blob in ((manifest, model), *others)}
     _check(plan, model, cluster, set(models))
-    if chunk_tokens < MIN_CHUNK_TOKENS:
-        raise InputError(
-            f"chunk_tokens is {chunk_tokens}, at least {MIN_CHUNK_TOKENS}: one token alone is "
-            "rounded in another way than several"
-        )
+    sizes = {"chunk_tokens": chunk_tokens, "beside_tokens": beside_tokens}
+    for name, size in sizes.items():
+        if size < MIN_CHUNK_TOKENS:
+            raise InputError(
+                f"{name} is {size}, at least {MIN_CHUNK_TOKENS}: one token alone is rounded in "
+                "another way than several"
+            )
     shards = [
         fuse_stage(store, view_for(one, stage.provider), blob, stage.start, stage.stop)
         for stage, (one, blob) in zip(
@@ -140,24 +148,11 @@ def deploy(
         (stage.provider for stage in plan.stages), (one.kv for one, _ in shards), strict=True
     )
     copies = all(copies_slots(provider, kv.layout) for provider, kv in kinds)
-    crew = _Crew(plan, cluster, keys, on_progress, chunk_tokens, share_prompts, copies)
+    crew = _Crew(plan, cluster, keys, on_progress, sizes, share_prompts, copies)
     try:
         return crew.deploy(store, manifest, model, shards, drain_seconds, silence_seconds)
     finally:
         crew.close()
-
-
-def num_groups(plan: Plan) -> int:
-    """Micro-batches that the plan says; by its times where it does not.
-
-    A group comes back after `token_seconds`, and the slowest is done with it after its own part of
-    that; more groups than keep it busy would only make each of them smaller.
-    """
-    if plan.groups:
-        return min(plan.slots, plan.groups)
-    slowest = max(max(stage.decode_seconds, stage.hop_busy_seconds or 0.0) for stage in plan.stages)
-    needed = math.ceil(plan.token_seconds / slowest) if slowest > 0 else 1
-    return max(1, min(plan.slots, needed))
 
 
 def _check(plan: Plan, model: Blob, cluster: Cluster, models: Set[str]) -> None:
@@ -194,14 +189,15 @@ class _Crew:
         cluster: Cluster,
         keys: KeyPair,
         on_progress: Callable[[DeployProgress], None],
-        chunk_tokens: int,
+        sizes: Mapping[str, int],
         share_prompts: bool,
         copies: bool,
     ) -> None:
         self._plan = plan
         self._copies = copies
         self._share_prompts = share_prompts
-        self._chunk_tokens = max(MIN_CHUNK_TOKENS, min(chunk_tokens, plan.context))
+        sizes = {name: max(MIN_CHUNK_TOKENS, min(sizes[name], plan.context)) for name in sizes}
+        self._chunk_tokens, self._beside_tokens = sizes["chunk_tokens"], sizes["beside_tokens"]
         self._cluster = cluster
         self._progress = on_progress
         self._cancelled = threading.Event()
@@ -358,6 +354,7 @@ class _Crew:
             context=self._plan.context,
             slots=self._plan.slots,
             chunk_tokens=self._chunk_tokens,
+            beside_tokens=self._beside_tokens,
             num_groups=num_groups(self._plan),
             silence_seconds=silence_seconds,
             copies_slots=self._copies,

@@ -20,8 +20,8 @@ refused with a guess when there will be room (`waiting.py`). Time comes in throu
 request that is over its deadline ends as it is.
 
 A prompt goes in chunks, at most `window` of all requests' chunks at once, so that stages overlap.
-While others decode, a chunk leaves right behind a step of each of their groups, and the next one
-behind their next: no token ever waits for more than one chunk at a stage.
+While others decode, chunks are small, and one leaves right behind a step of each of their groups,
+the next one behind their next: no token waits for more than one chunk at a stage.
 
 Rule: every submitted request ends with exactly one `Finish` or `Fail`. A prompt is cut at even
 positions, and a chunk never has exactly one token unless the prompt has one: kernels give other
@@ -87,8 +87,9 @@ class Schedule:
         Raises:
             ValueError: chunks would be too small to never leave a single token.
         """
-        if limits.chunk_tokens < MIN_CHUNK_TOKENS:
-            raise ValueError(f"chunk_tokens is {limits.chunk_tokens}, at least {MIN_CHUNK_TOKENS}")
+        least = min(limits.chunk_tokens, limits.beside_tokens)
+        if least < MIN_CHUNK_TOKENS:
+            raise ValueError(f"a chunk has {least} tokens at most, at least {MIN_CHUNK_TOKENS}")
         self.limits = limits
         self._slots = Slots(limits)
         self._waiting = Waiting(limits)
@@ -223,6 +224,8 @@ class Schedule:
             return
         on_their_way = sum(1 for step in self._steps.values() if step.group is None)
         decoding = {self._group(one) for one in self._slots.running.values() if one.answer}
+        most = self.limits.chunk_tokens
+        largest = min(most, self.limits.beside_tokens) if decoding else most
         num_passed = 0
         while (
             num_passed < len(self._prefilling)
@@ -236,7 +239,7 @@ class Schedule:
                 continue
             if not request.is_open:
                 yield self._open(request)
-            size = chunk_size(request.num_prompt - request.sent, self.limits.chunk_tokens)
+            size = chunk_size(request.num_prompt - request.sent, largest)
             tokens = request.ask.prompt[request.sent : request.sent + size]
             is_whole = request.sent + size == request.num_prompt
             if not is_whole:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from edgeshard.runtime.wire import MAX_ROWS
+from edgeshard.schemas.plan import Plan
 
 MIN_CHUNK_TOKENS = 3
 # As fast as 512 on a CPU; tokens of others wait half as long (docs/benchmarks.md).
 CHUNK_TOKENS = 256
+BESIDE_TOKENS = 32  # beside a decode; tokens pass soon and prompts lose little (ibid.)
 RUN_AHEAD = 32  # a newcomer ends it: more would spare little, and a lost token costs as many
 NUM_HELD = 32  # the latest requests, whose slot times say how fast the queue moves
 MAX_RETRY_SECONDS = 600.0
@@ -20,6 +23,7 @@ class Limits:
 
     Attributes:
         chunk_tokens: prompt positions of one step at most; at least 3.
+        beside_tokens: the same while another request decodes.
         window: prompt chunks on their way at once.
         max_waiting: requests that wait for a slot at most.
         max_waiting_tokens: of their prompts together; one prompt alone may always wait.
@@ -36,6 +40,7 @@ class Limits:
     slots: int
     context: int
     chunk_tokens: int = CHUNK_TOKENS
+    beside_tokens: int = BESIDE_TOKENS
     window: int = 1
     max_waiting: int = 64
     max_waiting_tokens: int = 2**18
@@ -61,3 +66,16 @@ def chunk_size(num_left: int, chunk_tokens: int) -> int:
         return num_left
     even = chunk_tokens - chunk_tokens % 2
     return even - 2 if num_left - even == 1 else even
+
+
+def num_groups(plan: Plan) -> int:
+    """Micro-batches that the plan says; by its times where it does not.
+
+    A group comes back after `token_seconds`, and the slowest is done with it after its own part of
+    that; more groups than keep it busy would only make each of them smaller.
+    """
+    if plan.groups:
+        return min(plan.slots, plan.groups)
+    slowest = max(max(stage.decode_seconds, stage.hop_busy_seconds or 0.0) for stage in plan.stages)
+    needed = math.ceil(plan.token_seconds / slowest) if slowest > 0 else 1
+    return max(1, min(plan.slots, needed))

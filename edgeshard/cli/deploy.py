@@ -28,7 +28,14 @@ def deploy(
         int | None,
         typer.Option(
             min=3,
-            help="Prompt positions of a step, 256 by default: fewer let other answers pass sooner.",
+            help="Prompt positions of a step, 256 by default.",
+        ),
+    ] = None,
+    beside_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=3,
+            help="The same beside other answers, 32 by default: fewer slow those less.",
         ),
     ] = None,
     share_prompts: Annotated[
@@ -47,7 +54,7 @@ def deploy(
     from edgeshard.artifacts.store import Store
     from edgeshard.runtime.deploy import deploy as deploy_plan
     from edgeshard.runtime.keys import load_keys
-    from edgeshard.runtime.schedule_limits import CHUNK_TOKENS
+    from edgeshard.runtime.schedule_limits import BESIDE_TOKENS, CHUNK_TOKENS
     from edgeshard.schemas import files
     from edgeshard.schemas.cluster import Cluster
     from edgeshard.schemas.plan import Plan
@@ -67,6 +74,7 @@ def deploy(
         on_progress=Narrator(),
         drain_seconds=drain,
         chunk_tokens=CHUNK_TOKENS if chunk_tokens is None else chunk_tokens,
+        beside_tokens=BESIDE_TOKENS if beside_tokens is None else beside_tokens,
         share_prompts=share_prompts,
     )
     for index, stage in enumerate(deployment.stages):

@@ -291,6 +291,8 @@ def test_a_prompt_goes_in_chunks_of_the_size_that_was_deployed(chain: LocalClust
 def test_chunks_that_could_leave_a_single_token_are_refused(chain: LocalCluster) -> None:
     with pytest.raises(InputError, match="chunk_tokens is 2, at least 3"):
         deploy_double(chain, chunk_tokens=2)
+    with pytest.raises(InputError, match="beside_tokens is 2, at least 3"):
+        deploy_double(chain, beside_tokens=2)
 
 
 def test_idle_devices_profile_and_measure_their_links(chain: LocalCluster) -> None:

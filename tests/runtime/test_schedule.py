@@ -187,6 +187,18 @@ def test_beside_a_decode_a_chunk_leaves_behind_each_of_its_steps() -> None:
     assert drawn(back(chain, 2, None)) == "2@16+4!"
 
 
+def test_chunks_are_smaller_beside_a_decode() -> None:
+    chain = Schedule(Limits(slots=2, context=64, chunk_tokens=8, beside_tokens=5))
+    assert drawn(chain.handle(submit(1, 12))) == "O1 1@0+8"
+    assert drawn(back(chain, 1, None)) == "1@8+4!"
+    assert drawn(back(chain, 1, 50)) == "1@12+1! E1.0"
+    assert drawn(chain.handle(submit(2, 20, client="b"))) == "O2 2@0+4"
+    assert drawn(back(chain, 2, None)) == ""
+    assert drawn(back(chain, 1, 51)) == "1@13+1! E1.1 2@4+4"
+    assert drawn(chain.handle(Cancel(1))) == "C1 cancelled1"
+    assert drawn(back(chain, 2, None)) == "2@8+8"
+
+
 def test_the_last_one_that_decodes_leaves_the_window_to_the_prompt() -> None:
     chain = schedule(slots=2, window=2)
     chain.handle(submit(1))
@@ -355,9 +367,10 @@ def test_draining_finishes_what_was_taken() -> None:
     assert drawn(back(chain, 1, 50, ends=True)) == "E1.0 C1 stop1 O2 2@0+3!"
 
 
-def test_chunks_too_small_to_avoid_single_tokens_are_refused() -> None:
-    with pytest.raises(ValueError, match="at least 3"):
-        schedule(chunk=2)
+@pytest.mark.parametrize(("chunk", "beside"), [(2, 8), (8, 2)])
+def test_chunks_too_small_to_avoid_single_tokens_are_refused(chunk: int, beside: int) -> None:
+    with pytest.raises(ValueError, match="has 2 tokens at most, at least 3"):
+        Schedule(Limits(slots=1, context=32, chunk_tokens=chunk, beside_tokens=beside))
 
 
 @settings(settings.get_profile("runtime"))
