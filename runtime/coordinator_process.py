@@ -11,7 +11,7 @@ from edgeshard.artifacts.store import Store
 from edgeshard.errors import EdgeShardError
 from edgeshard.runtime import log
 from edgeshard.runtime.channel import Network
-from edgeshard.runtime.child import Line, Parent, Ready, exit_now
+from edgeshard.runtime.child import Line, Parent, Ready, exit_now, settle
 from edgeshard.runtime.coordinator import Coordinator, Stopped
 from edgeshard.runtime.coordinator_config import CoordinatorConfig
 from edgeshard.runtime.keys import load_keys
@@ -63,6 +63,7 @@ def _serve(parent: Parent, coordinator: Coordinator) -> None:
         parent.tell(Line(progress=f"once around the chain: {seconds * 1000:.1f} ms"))
         log.note("chain.up", "a trace came around the chain", seconds=seconds)
         parent.tell(Line(ready=Ready(trace_seconds=seconds)))
+        settle()
         coordinator.serve(parent.tell)
     except Stopped as stopped:
         log.warn("coordinator.stopped", str(stopped))

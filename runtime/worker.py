@@ -28,7 +28,7 @@ from edgeshard.artifacts.store import Store
 from edgeshard.errors import DeviceError, EdgeShardError
 from edgeshard.runtime import log
 from edgeshard.runtime.channel import Arrival, Dialer, Listener, Network, Poller
-from edgeshard.runtime.child import Line, Parent, Ready, exit_now
+from edgeshard.runtime.child import Line, Parent, Ready, exit_now, settle
 from edgeshard.runtime.figures import Due, StageCounts, StageFigures
 from edgeshard.runtime.keys import load_keys
 from edgeshard.runtime.outlet import Outlet
@@ -380,6 +380,7 @@ def run_stage(open_session: OpenSession = open_shard) -> int:
             parent.tell(Line(ready=Ready(resident_bytes, seconds)))
             units = f"{config.shard.start}-{config.shard.stop}"
             log.note("stage.ready", "the stage takes steps", units=units, load_seconds=seconds)
+            settle()
             try:
                 worker.serve(session)
             finally:
