@@ -28,6 +28,7 @@ import psutil
 from benchmarks.chains import chain, spread
 from edgeshard.artifacts.store import Store
 from edgeshard.errors import BusyError
+from edgeshard.runtime.child import settle
 from edgeshard.runtime.client import AsyncClient
 from edgeshard.runtime.local import LocalCluster
 
@@ -40,6 +41,7 @@ TIMES = 10
 CONTEXT = 256
 FILL_SECONDS = 12.0  # the queue of 64 is full by then
 GIVE_UP_SECONDS = 30.0
+REFUSAL_MS = 50.0
 
 
 @dataclass
@@ -49,6 +51,7 @@ class Seen:
     token_ms: list[float] = field(default_factory=list)
     refusal_ms: list[float] = field(default_factory=list)
     answers: int = 0
+    late_ms: list[float] = field(default_factory=list)  # requests of an overload, behind their time
     given_up: int = 0  # by their clients, when the time was over
 
 
@@ -61,6 +64,8 @@ class Outcome:
         alone_p99_ms: of a token, every slot taken and nobody waiting.
         ratio: of the accepted requests' p99 to that.
         refusal_p50_ms: connecting included, as the client sees it.
+        refusals_late: that took 50 ms or more.
+        client_late_p99_ms: what the client itself was late with a request, busy with others.
         answers_after: of a full batch for 5 s, once the overload is over: it does not hang.
     """
 
@@ -74,6 +79,9 @@ class Outcome:
     refusal_p50_ms: float
     refusal_p99_ms: float
     refusal_max_ms: float
+    refusals_late: int
+    client_late_p99_ms: float
+    client_late_max_ms: float
     given_up: int
     first_mib: float
     last_mib: float
@@ -119,6 +127,7 @@ async def overload(client: AsyncClient, every: float, seconds: float) -> Seen:
     due = time.perf_counter()
     while due < until:
         await asyncio.sleep(max(0.0, due - time.perf_counter()))
+        seen.late_ms.append((time.perf_counter() - due) * 1e3)
         task = asyncio.create_task(ask(client, seen))
         running.add(task)
         task.add_done_callback(running.discard)
@@ -169,6 +178,9 @@ async def measure(
         refusal_p50_ms=statistics.median(many.refusal_ms),
         refusal_p99_ms=p99(many.refusal_ms),
         refusal_max_ms=max(many.refusal_ms),
+        refusals_late=sum(1 for one in many.refusal_ms if one >= REFUSAL_MS),
+        client_late_p99_ms=p99(many.late_ms),
+        client_late_max_ms=max(many.late_ms),
         given_up=many.given_up,
         first_mib=mebibytes[0],
         last_mib=mebibytes[-1],
@@ -192,6 +204,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args()
     outcomes = []
+    settle()  # what the client's own collector costs is not the chain's
     with contextlib.ExitStack() as stack:
         if chosen.store:
             running = stack.enter_context(
