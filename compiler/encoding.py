@@ -31,6 +31,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeshard.compiler.error_feedback import follow
 from edgeshard.compiler.kernels import pack_nibbles
 from edgeshard.compiler.scale_search import (
     MAX_SCALE,
@@ -118,7 +119,10 @@ def block_encoding(bits: int, columns: int, *, fine: bool = False) -> Encoding:
 
 
 def quantise(
-    weight: Floats, encoding: Encoding, importance: Floats | None = None
+    weight: Floats,
+    encoding: Encoding,
+    importance: Floats | None = None,
+    moved: Floats | None = None,
 ) -> dict[str, Array]:
     """Encode a float matrix `[N, K]` so that little is lost.
 
@@ -126,6 +130,7 @@ def quantise(
         weight: finite values.
         encoding: floats, or blocks with steps.
         importance: `[K]`, what a squared error in each column counts; without it all count alike.
+        moved: `[K, K]`, how later columns make up for earlier ones; without it none does.
     """
     if encoding.kind == "float":
         return {"weight": np.ascontiguousarray(weight, np.float32)}
@@ -155,6 +160,15 @@ def quantise(
         scales.reshape(-1),
         codes.reshape(-1),
     )
+    if moved is not None:
+        follow(
+            values.reshape(weight.shape),
+            scales * steps,
+            zeros.astype(np.float32),
+            top,
+            moved,
+            codes,
+        )
     parts: dict[str, Array] = {
         "scales": scales,
         "codes": _pack(codes, encoding.bits),

@@ -121,9 +121,10 @@ def _product(
     for name in product.names:
         weight = recipe.prefix + name
         importance = recipe.calibration.importance.get(weight)
+        moved = recipe.calibration.moved.get(weight)
         columns = checkpoint.shape(weight)[1]
         for rows in checkpoint.pieces(weight):
-            parts = _encode(checkpoint, weight, rows, product.encoding, importance)
+            parts = _encode(checkpoint, weight, rows, product.encoding, importance, moved)
             for part, values in parts.items():
                 if part == "offsets":  # [K/block, N]: rows of the matrix are columns here
                     offsets.append(values)
@@ -141,6 +142,7 @@ def _encode(
     rows: Array,
     encoding: Encoding,
     importance: Floats | None,
+    moved: Floats | None,
 ) -> dict[str, Array]:
     stored = checkpoint.stored_type(weight)
     if STORED.get(stored) == encoding:
@@ -149,7 +151,7 @@ def _encode(
         return parts
     values = widen(np.asarray(rows, np.uint8), stored)
     _check_finite(checkpoint, weight, values)
-    return quantise(values, encoding, importance)
+    return quantise(values, encoding, importance, moved)
 
 
 def _cast(piece: Piece, kind: type[np.generic], checkpoint: Checkpoint) -> Piece:

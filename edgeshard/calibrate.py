@@ -1,18 +1,20 @@
 """Measures on a text what the quantiser should know.
 
-    forward    mean square of what flows into each column           → importance
-    quantise   int4 and int8 of every matrix under that importance  → squared errors δ² of weights
-    backward   squared gradients g² of the log likelihood           → gain: ½ Σ g² (δ₄² − δ₈²)
+    forward    M, mean of x xᵀ over what flows in  → importance, how codes are moved
+    quantise   int4 and int8, as they will be      → errors E of weights, E M Eᵀ of outputs
+    backward   squared gradients g² of outputs     → gain: ½ Σ g² (E₄ M E₄ᵀ − E₈ M E₈ᵀ)
 
-The tokens whose likelihood is differentiated are drawn from the model's own predictions, so that
-mean g² is the diagonal of the Fisher information and a gain estimates a divergence in nats a token
-(second order, errors of different weights taken for independent). The whole model is held in fp32,
-with its gradients: four times what it takes in bf16, and as much again for the errors.
+The tokens whose likelihood is differentiated are drawn from the model's own predictions, so that a
+gain estimates a divergence in nats a token: to second order, inputs and gradients taken for
+independent, and outputs of one another (Martens and Grosse, "Optimizing Neural Networks with
+Kronecker-factored Approximate Curvature", 2015, arXiv:1503.05671). An embedding's errors are taken
+row by row instead. The whole model is held in fp32, with M and what is made of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,13 +25,16 @@ from numpy.typing import NDArray
 from edgeshard.compiler.calibration import Calibration
 from edgeshard.compiler.checkpoint import Checkpoint, open_checkpoint
 from edgeshard.compiler.encoding import block_encoding, decode, quantise
+from edgeshard.compiler.error_feedback import feedback
 from edgeshard.errors import InputError
 from edgeshard.verify import reference_model
 from edgeshard.windows import windows_of
 
 Floats = NDArray[np.float32]
+Inputs = tuple[torch.Tensor, ...]
 WINDOW = 128
-MAX_WINDOWS = 12
+MAX_WINDOWS = 12  # with gradients
+MOST_WINDOWS = 64  # forward alone
 SEED = 0
 _LEAST = 1e-3  # of the mean importance: no column is given up
 
@@ -56,30 +61,37 @@ def calibrate(
     tokenizer = checkpoint.tokenizer()
     if tokenizer is None:
         raise InputError(f"{path} has no tokenizer; calibrating needs one")
-    windows = windows_of(tokenizer(text)["input_ids"], WINDOW, MAX_WINDOWS)
+    ids = tokenizer(text)["input_ids"]
     on_step("loading the model")
     model = reference_model(checkpoint)
     on_step("inputs of all matrices")
-    importance = _importance(model, checkpoint, windows)
+    moments = _moments(model, checkpoint, windows_of(ids, WINDOW, MOST_WINDOWS))
+    importance = {name: _importance(products) for name, products in moments.items()}
+    moved = _moved(moments)
     if not with_gains:
-        return Calibration(importance)
+        return Calibration(importance, moved=moved)
     on_step("errors of all weights")
-    errors = {
-        name: _saved_error(parameter.detach().numpy(), importance.get(name))
-        for name, parameter in _matrices(model, checkpoint).items()
-    }
+    saved: dict[torch.nn.Module, tuple[str, Floats]] = {}
+    for name, module in _modules(model, checkpoint):
+        weight = module.weight.detach().numpy()
+        errors = _errors(weight, importance.get(name), moved.get(name))
+        if isinstance(module, torch.nn.Embedding):
+            saved[module] = name, np.square(errors[0]) - np.square(errors[1])
+        else:
+            saved[module] = name, _saved(errors, moments[name])
+    del moments
     on_step("gradients")
-    return Calibration(importance, _gains(model, checkpoint, windows, errors))
+    windows = windows_of(ids, WINDOW, MAX_WINDOWS)
+    return Calibration(importance, _gains(model, windows, saved), moved)
 
 
-def _matrices(
+def _modules(
     model: transformers.PreTrainedModel, checkpoint: Checkpoint
-) -> dict[str, torch.nn.Parameter]:
-    return {
-        _plain(name, checkpoint): parameter
-        for name, parameter in model.named_parameters()
-        if parameter.ndim == 2
-    }
+) -> Iterator[tuple[str, torch.nn.Linear | torch.nn.Embedding]]:
+    """Modules that have a matrix, under its name in the checkpoint; a tied one comes twice."""
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear | torch.nn.Embedding):
+            yield _plain(f"{name}.weight", checkpoint), module
 
 
 def _plain(name: str, checkpoint: Checkpoint) -> str:
@@ -88,21 +100,23 @@ def _plain(name: str, checkpoint: Checkpoint) -> str:
     return plain if plain in checkpoint.names() else "embed_tokens.weight"
 
 
-def _importance(
+def _moments(
     model: transformers.PreTrainedModel, checkpoint: Checkpoint, windows: list[NDArray[np.int64]]
 ) -> dict[str, Floats]:
+    """Mean of x xᵀ, `[K, K]`, over what flows into each matrix."""
     sums: dict[str, torch.Tensor] = {}
 
-    def look_at(name: str) -> Callable[[torch.nn.Module, tuple[torch.Tensor, ...]], None]:
-        def add(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-            squares = inputs[0].flatten(0, -2).double().square().sum(0)
-            sums[name] = sums[name] + squares if name in sums else squares
+    def look_at(name: str) -> Callable[[torch.nn.Module, Inputs], None]:
+        def add(_: torch.nn.Module, inputs: Inputs) -> None:
+            rows = inputs[0].flatten(0, -2)
+            products = rows.T @ rows
+            sums[name] = sums[name].add_(products) if name in sums else products
 
         return add
 
     hooks = [
-        module.register_forward_pre_hook(look_at(_plain(f"{name}.weight", checkpoint)))
-        for name, module in model.named_modules()
+        module.register_forward_pre_hook(look_at(name))
+        for name, module in _modules(model, checkpoint)
         if isinstance(module, torch.nn.Linear)
     ]
     with torch.no_grad():
@@ -110,41 +124,82 @@ def _importance(
             model(torch.from_numpy(ids))
     for hook in hooks:
         hook.remove()
+    num_tokens = sum(ids.size for ids in windows)
+    return {name: (products / num_tokens).numpy() for name, products in sums.items()}
+
+
+def _importance(moments: Floats) -> Floats:
+    """Mean square of each column over that of all of them."""
+    squares = np.diag(moments)
+    share = squares / (squares.mean() or 1.0)
+    # Half precision: what the last bits of a sum are must not decide a byte of a blob.
+    return np.maximum(share, _LEAST).astype(np.float16).astype(np.float32)
+
+
+def _moved(moments: dict[str, Floats]) -> dict[str, Floats]:
+    """How columns make up for one another; matrices with one input share what is known of it."""
+    made: dict[bytes, Floats] = {}
     found = {}
-    for name, squares in sums.items():
-        share = squares.numpy() / (squares.mean().item() or 1.0)
-        # Half precision: what the last bits of a sum are must not decide a byte of a blob.
-        found[name] = np.maximum(share, _LEAST).astype(np.float16).astype(np.float32)
+    for name, products in moments.items():
+        key = hashlib.sha256(products.tobytes()).digest()
+        if key not in made:
+            made[key] = feedback(products)
+        found[name] = made[key]
     return found
 
 
-def _saved_error(weight: Floats, importance: Floats | None) -> torch.Tensor:
-    """Squared errors `[N, K]` in int4 less those in int8."""
-    squares = [
-        np.square(decode(quantise(weight, encoding, importance), encoding) - weight)
-        for encoding in (block_encoding(bits, weight.shape[1], fine=True) for bits in (4, 8))
-    ]
-    return torch.from_numpy(squares[0] - squares[1])
+def _errors(weight: Floats, importance: Floats | None, moved: Floats | None) -> list[Floats]:
+    """Errors `[N, K]` of a matrix in int4 and in int8."""
+    encodings = (block_encoding(bits, weight.shape[1], fine=True) for bits in (4, 8))
+    return [decode(quantise(weight, e, importance, moved), e) - weight for e in encodings]
+
+
+def _saved(errors: list[Floats], moments: Floats) -> Floats:
+    """Mean square error of each output `[N]` in int4 less that in int8: the diagonal of E M Eᵀ."""
+    low, high = (((error @ moments) * error).sum(1) for error in errors)
+    return np.asarray(low - high, np.float32)
 
 
 def _gains(
     model: transformers.PreTrainedModel,
-    checkpoint: Checkpoint,
     windows: list[NDArray[np.int64]],
-    errors: dict[str, torch.Tensor],
+    saved: dict[torch.nn.Module, tuple[str, Floats]],
 ) -> dict[str, float]:
+    """Nats a token that each matrix would save, from what its module's outputs would save.
+
+    `saved` has a module's matrix and the square errors of its outputs: `[N]`, of the embedding
+    `[vocabulary, N]`.
+    """
     generator = torch.Generator().manual_seed(SEED)
-    parameters = _matrices(model, checkpoint)
-    gains = dict.fromkeys(parameters, 0.0)
+    gains = {name: 0.0 for name, _ in saved.values()}
     num_tokens = sum(ids.size for ids in windows)
+
+    def look_at(name: str, squares: torch.Tensor) -> Callable[..., None]:
+        def on_output(
+            _: torch.nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor
+        ) -> None:
+            errors = squares[inputs[0]] if squares.ndim == 2 else squares
+
+            def add(gradient: torch.Tensor) -> None:
+                gains[name] += float((gradient.square() * errors).sum()) / 2 / num_tokens
+
+            if not output.requires_grad:  # the embedding's: where gradients end
+                output.requires_grad_()
+            output.register_hook(add)  # type: ignore[no-untyped-call]
+
+        return on_output
+
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    hooks = [
+        module.register_forward_hook(look_at(name, torch.from_numpy(squares)))
+        for module, (name, squares) in saved.items()
+    ]
     for ids in windows:
         logits = model(torch.from_numpy(ids)).logits[0]
         chances = torch.softmax(logits.detach(), -1)
         drawn = torch.multinomial(chances, 1, generator=generator)[:, 0]
-        model.zero_grad(set_to_none=True)
         torch.nn.functional.cross_entropy(logits, drawn, reduction="sum").backward()  # type: ignore[no-untyped-call]
-        for name, parameter in parameters.items():
-            assert parameter.grad is not None, name
-            gains[name] += float((parameter.grad.square() * errors[name]).sum()) / 2 / num_tokens
-    model.zero_grad(set_to_none=True)
+    for hook in hooks:
+        hook.remove()
     return gains

@@ -43,6 +43,12 @@ def test_importance_is_the_mean_square_of_what_flows_in(worded: Path) -> None:
     expected = (squares / squares.mean()).clamp(1e-3).numpy()
     importance = found.importance["layers.0.mlp.down_proj.weight"]
     np.testing.assert_allclose(importance, expected, rtol=2e-3)
+    moved = found.moved["layers.0.mlp.down_proj.weight"]
+    assert moved.shape == (importance.size, importance.size)
+    np.testing.assert_allclose(np.diag(moved), 1, rtol=1e-6)
+    assert not np.tril(moved, -1).any()
+    query, key = (found.moved[f"layers.0.self_attn.{name}_proj.weight"] for name in "qk")
+    assert query is key
     assert found.gains == {}
     assert len(found.importance) == 7 * NUM_BLOCKS + 1  # the tied head counts for the embedding
 

@@ -223,7 +223,7 @@ def _calibrate(model: Path, text: Path, precision: Precision | None) -> Calibrat
         words = text.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"text {text} cannot be read: {error}; give a UTF-8 file") from error
-    return calibrate(model, words, with_gains=precision == "mixed", on_step=_to_stderr)
+    return calibrate(model, words, with_gains=precision != "int8", on_step=_to_stderr)
 
 
 def _choices(

@@ -115,16 +115,19 @@ def test_a_text_may_say_otherwise() -> None:
 
 def test_two_compiles_agree_and_a_calibration_changes_bytes(tmp_path: Path) -> None:
     counts = np.where(np.arange(64) % 2, 8, 0.5).astype(np.float32)
-    one, again, other = (
-        _compiled(
-            tmp_path / name, 6.0, Calibration(importance={VALUE: counts} if name == "c" else {})
-        )
-        for name in "abc"
+    moved = np.triu(np.full((64, 64), 0.5, np.float32))
+    said = {
+        "c": Calibration(importance={VALUE: counts}),
+        "d": Calibration(importance={VALUE: counts}, moved={VALUE: moved}),
+    }
+    one, again, other, fed_back = (
+        _compiled(tmp_path / name, 6.0, said.get(name, Calibration())) for name in "abcd"
     )
     in_the_same_store = _compiled(tmp_path / "c", 6.0)
 
     assert one.blob == again.blob == in_the_same_store.blob
-    assert other.blob != one.blob
+    assert len({one.blob, other.blob, fed_back.blob}) == 3
+    assert _compiled(tmp_path / "c", 6.0, said["d"]).blob == fed_back.blob
 
 
 @pytest.mark.parametrize(("bits", "limit"), [(4.0, "all in 4 bits takes"), (9.0, "all in 8")])
