@@ -123,6 +123,14 @@ class Lab:
             rate = ("rate", f"{megabits}mbit", "burst", "64kb", "latency", "50ms")
             _call("tc", "-n", namespace, "qdisc", "add", "dev", device, "root", "tbf", *rate)
 
+    def cut(self, name: str) -> None:
+        """Let nothing reach a host or leave it any more, without a word to anybody."""
+        _ip("-n", self._switch, "link", "set", f"p-{name}"[:15], "nomaster")
+
+    def mend(self, name: str) -> None:
+        """Undo a cut."""
+        _ip("-n", self._switch, "link", "set", f"p-{name}"[:15], "master", "br0")
+
     def processes(self) -> list[int]:
         """Ids of everything that runs on the hosts."""
         found: list[int] = []

@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -37,6 +38,8 @@ MEGABITS = 100
 METRICS = "127.0.0.1:9464"
 FIGURES_SECONDS = 2.0  # until an agent knows what its stage has counted
 LONG = "The river passes a mill, a bridge and a town. " * 36  # a prompt of about 400 tokens
+NUM_CUTS = 7
+LIMIT_SECONDS = 20.0
 DEVICES = ("laptop", "desktop")
 HOSTS = (*DEVICES, "operator", "stranger")
 # Which ports a host listens at, and who connects to them: the README's table.
@@ -139,10 +142,13 @@ class Walk:
         used = [stage.device for stage in plan.stages]
         check(sorted(used) == sorted(DEVICES), "the plan needs both hosts", " -> ".join(used))
         print(f"     predicted: {plan.token_seconds * 1000:.2f} ms a token")
+        self._deploy()
+
+    def _deploy(self) -> None:
         # One step holds the prompt of `trace`: a second one would compute beside the first one's
         # bytes, on the cores that both hosts share here, and keep them waiting.
-        chunks = ("--chunk-tokens", "512")
-        self.esc(self.operator, "deploy", "plan.json", *chunks, *self._ways(), *model)
+        words = ("plan.json", "--chunk-tokens", "512", "--store", "store", "--model", "smollm2")
+        self.esc(self.operator, "deploy", *words, *self._ways())
 
     def ask(self) -> None:
         """An answer over both hosts, and where its time went."""
@@ -217,6 +223,29 @@ class Walk:
                 if file.is_file() and file.stat().st_size < 2**20 and secret in file.read_bytes()
             ]
             check(not found, f"the secret of {owner.name} is on {owner.name} only", found or "")
+
+    def cable(self) -> None:
+        """A cut cable ends the answer that runs: when its command is over, and with which words."""
+        took: list[float] = []
+        for _ in range(NUM_CUTS):
+            words = ("generate", LONG, "--raw", "--max-tokens", "1500", *self._ways())
+            answer = self.operator.start("answer.log", self._own_esc, *words)
+            log, limit = self.operator.folder / "answer.log", time.monotonic() + LIMIT_SECONDS
+            while not log.stat().st_size and time.monotonic() < limit:
+                time.sleep(0.02)
+            time.sleep(0.1 * len(took))  # at another moment between two signs of life
+            is_running = answer.poll() is None
+            self.lab.cut("desktop")
+            started = time.monotonic()
+            answer.wait(LIMIT_SECONDS)
+            took.append(time.monotonic() - started)
+            self.lab.mend("desktop")
+            said = " ".join(log.read_text("utf-8").split())
+            is_named = is_running and answer.returncode != 0 and "desktop is lost" in said
+            check(is_named, "a cut cable is named", f"{took[-1]:.2f} s: … {said[-90:]}")
+            self._deploy()
+        what = f"{NUM_CUTS} cuts of the desktop's cable, median and longest"
+        check(max(took) < 3, what, f"{statistics.median(took):.2f} s, {max(took):.2f} s")
 
     def other_file(self) -> None:
         """Step 3 again: an agent that has read another cluster file gets nothing deployed."""
@@ -304,6 +333,7 @@ def main() -> None:
         walk.ports()
         walk.strangers()
         walk.secrets()
+        walk.cable()
         walk.other_file()
         walk.end()
     print("the walk holds")

@@ -100,6 +100,7 @@ class ChainWatch:
         return None
 
     def _problem_said(self) -> str | None:
+        blocked = ""  # by a stage that may be about to say why
         for index, stage in enumerate(self._stages):
             view = stage.view
             where = f"stage {index} on {stage.device}"
@@ -109,6 +110,8 @@ class ChainWatch:
                 return f"{where} was stopped"
             if view.epoch != self._epoch or view.index != index:
                 return f"{where} was deployed anew for another chain"
-            if view.state != "ready":
+            if view.state == "blocked":
+                blocked = blocked or f"{where} is blocked: {view.reason}"
+            elif view.state != "ready":
                 return f"{where} is {view.state}: {view.reason}"
-        return None
+        return blocked or None

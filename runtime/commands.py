@@ -20,9 +20,9 @@ from edgeshard.runtime import control, log, machine
 from edgeshard.runtime.child import Line
 from edgeshard.runtime.coordinator_config import CoordinatorConfig, StagePeer
 from edgeshard.runtime.links import MAX_PROBE_BYTES, measure_link
+from edgeshard.runtime.stage_config import StageConfig
 from edgeshard.runtime.tenant import Role, Task, Tenant
 from edgeshard.runtime.uploads import Uploads
-from edgeshard.runtime.worker import StageConfig
 from edgeshard.schemas.shard import ShardManifest
 
 if TYPE_CHECKING:

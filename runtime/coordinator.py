@@ -25,7 +25,8 @@ from edgeshard.runtime.child import Line
 from edgeshard.runtime.coordinator_config import CoordinatorConfig
 from edgeshard.runtime.desk import Desk
 from edgeshard.runtime.figures import Due
-from edgeshard.runtime.outlet import Outlet
+from edgeshard.runtime.inlet import Inlet
+from edgeshard.runtime.outlet import Outlet, sending
 from edgeshard.runtime.request_counts import RequestCounts
 from edgeshard.runtime.schedule_limits import RUN_AHEAD
 from edgeshard.runtime.text import TextModel
@@ -35,7 +36,6 @@ from edgeshard.schemas.model import ModelManifest
 
 START_SECONDS = 15.0
 TURN_SECONDS = 0.25
-BLOCKED_SECONDS = 3.0
 MAX_TURN_MESSAGES = 64
 
 
@@ -63,13 +63,16 @@ class Coordinator:
             max_bytes=wire.MAX_RETURN_BYTES,
             queue=1024,
         )
-        first = network.dial(
+        self._inlet = Inlet(self._return, config.epoch, wire.MAX_RETURN_BYTES)
+        most_tokens = max(config.chunk_tokens, min(config.slots, wire.MAX_ROWS))
+        self._outlet = Outlet(
+            network,
             config.first_endpoint,
             config.stages[0].key,
-            max_bytes=wire.MAX_HEADER_BYTES,
+            flow=sending(config.epoch, 8 * most_tokens),
             queue=64 + 4 * config.slots,
+            poller=self._poller,
         )
-        self._outlet = Outlet(first, self._poller)
         self._agents = [
             network.dial(
                 stage.control_endpoint,
@@ -103,7 +106,7 @@ class Coordinator:
         )
         self._sent: dict[int, float] = {}  # when a step left, by number
         self._heard = now
-        self._traced: int | None = None
+        self._is_traced = False
         self._stop: str | None = None
         self._drain: str | None = None
 
@@ -140,13 +143,12 @@ class Coordinator:
                 raise DeviceError(
                     f"the chain did not start within {START_SECONDS:.0f} s: {problem}"
                 )
-        for nonce in (1, 2, 3):  # the first may be lost while the last hop still connects
-            started = time.monotonic()
-            self._send(wire.Trace(self._config.epoch, nonce, 0))
-            while time.monotonic() < started + START_SECONDS / 3:
-                self._turn(None)
-                if self._traced == nonce:
-                    return time.monotonic() - started
+        started = time.monotonic()
+        self._outlet.send(wire.Trace(self._config.epoch, 1, 0))
+        while time.monotonic() < started + START_SECONDS:
+            self._turn(None)
+            if self._is_traced:
+                return time.monotonic() - started
         raise LinkError(
             f"nothing comes around the chain within {START_SECONDS:.0f} s though every stage is "
             "ready: check that each device reaches the data port of the next"
@@ -188,7 +190,8 @@ class Coordinator:
                 now = time.monotonic()
                 self._check(desk, now)
                 if self._config.tells_figures and self._due.at(now):
-                    tell(Line(figures=self._counts.read(self._schedule)))
+                    blocked = self._outlet.blocked_seconds()
+                    tell(Line(figures=self._counts.read(self._schedule, blocked)))
         except Stopped as stopped:
             self._handle(desk, events.ChainFailed(str(stopped)))
             raise
@@ -221,7 +224,9 @@ class Coordinator:
         if self._watch.asks(now):
             for agent in self._agents:
                 agent.send([wire.encode(control.Ping(id=0))])
+        self._inlet.acknowledge(now)
         if self._watch.looks(now):
+            self._outlet.look(now)
             for index, agent in enumerate(self._agents):
                 self._watch.saw(index, agent.is_connected, now)
 
@@ -245,8 +250,11 @@ class Coordinator:
 
     def _silence(self, desk: Desk, now: float) -> str | None:
         """End requests whose step was lost; say so where the whole chain is silent."""
-        if self._outlet.blocked_seconds() > BLOCKED_SECONDS:
-            return f"{self._name(0)} takes nothing for {BLOCKED_SECONDS:.0f} s"
+        if problem := self._outlet.problem(now):
+            return f"{self._name(0)} cannot be reached: {problem}"
+        if self._inlet.problem:
+            last = self._name(len(self._config.stages) - 1)
+            return f"{last} cannot be followed: {self._inlet.problem}"
         limit = self._config.silence_seconds
         in_flight = self._schedule.in_flight()
         self._sent = {number: self._sent[number] for number in in_flight}
@@ -271,15 +279,17 @@ class Coordinator:
             if arrival is None:
                 return
             try:
-                message = wire.return_codec.decode(wire.split(arrival.frames, 0)[0])
+                number, message = wire.return_codec.decode_numbered(
+                    wire.split(arrival.frames, 0)[0]
+                )
+                if not self._inlet.take(arrival, message.epoch, number):
+                    continue
             except wire.ProtocolError as error:
-                log.warn("return.refused", f"the last stage sent what is no message: {error}")
-                continue
-            if message.epoch != self._config.epoch:
+                log.warn("return.refused", f"the last stage sent what is refused: {error}")
                 continue
             self._heard = time.monotonic()
             if isinstance(message, wire.Trace):
-                self._traced = message.nonce
+                self._is_traced = True
             elif desk is not None and isinstance(message, wire.Fault):
                 reason = f"{self._name(message.stage)}: {message.reason}"
                 self._handle(desk, events.RequestFailed(message.request, reason))
@@ -319,6 +329,11 @@ class Coordinator:
     # What the schedule wants done
 
     def _handle(self, desk: Desk, event: events.ScheduleEvent) -> None:
+        self._pass_on(desk, event)
+        if self._outlet.is_blocked != self._schedule.is_blocked:
+            self._pass_on(desk, events.Blocked(self._outlet.is_blocked))
+
+    def _pass_on(self, desk: Desk, event: events.ScheduleEvent) -> None:
         instructions = self._schedule.handle(event)
         cancels = self._do(desk, instructions)
         self._counts.note(event, instructions, time.monotonic())
@@ -342,13 +357,13 @@ class Coordinator:
                     step = wire.Step(
                         epoch, *place, tokens.shape[1], one.wants_token, ahead=one.ahead
                     )
-                    self._send(self._traced_step(step), tokens.tobytes())
+                    self._outlet.send(self._traced_step(step), tokens.tobytes())
                 case events.SendOpen():
                     self._open(one)
                 case events.SendHalt():
-                    self._send(wire.Halt(epoch, one.request, one.slot))
+                    self._outlet.send(wire.Halt(epoch, one.request, one.slot))
                 case events.SendClose():
-                    self._send(wire.Close(epoch, one.request, one.slot))
+                    self._outlet.send(wire.Close(epoch, one.request, one.slot))
                 case events.Emit():
                     cancels += desk.give(one, is_last=one.request in cut)
                 case events.Finish() | events.Fail():
@@ -360,11 +375,11 @@ class Coordinator:
         """Send an Open and the lists that do not fit into it."""
         place = (self._config.epoch, one.request, one.slot)
         counts = len(one.seen), len(one.biases)
-        self._send(wire.Open(*place, one.sampling, one.kept, *counts))
+        self._outlet.send(wire.Open(*place, one.sampling, one.kept, *counts))
         for start in range(0, len(one.seen), wire.MAX_SEEN):
-            self._send(wire.Seen(*place, one.seen[start : start + wire.MAX_SEEN]))
+            self._outlet.send(wire.Seen(*place, one.seen[start : start + wire.MAX_SEEN]))
         for start in range(0, len(one.biases), wire.MAX_BIASES):
-            self._send(wire.Bias(*place, one.biases[start : start + wire.MAX_BIASES]))
+            self._outlet.send(wire.Bias(*place, one.biases[start : start + wire.MAX_BIASES]))
 
     def _traced_step(self, step: wire.Step) -> wire.Step:
         if not self._tracer.is_active:
@@ -372,7 +387,3 @@ class Coordinator:
         requests, now = [row.request for row in step.rows], time.perf_counter()
         marks = self._tracer.leaves(step.number, step.num_tokens, requests, now)
         return msgspec.structs.replace(step, marks=marks)
-
-    def _send(self, message: wire.StageMessage, payload: bytes | None = None) -> None:
-        header = wire.encode(message)
-        self._outlet.send([header] if payload is None else [header, payload])

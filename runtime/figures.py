@@ -53,6 +53,8 @@ class StageFigures(msgspec.Struct, frozen=True, kw_only=True, tag="stage"):
         step_seconds: of computing, a step each.
         positions: of all steps, times their rows.
         received_bytes, sent_bytes: headers and payloads on the data hops, without encryption.
+        in_flight_bytes: sent to the next hop and not acknowledged, of `credit_bytes`.
+        blocked_seconds: that the stage could not send, and took nothing.
         refused: messages that were not applied, by why.
         kv_bytes: what open requests hold of `kv_capacity_bytes`.
     """
@@ -62,6 +64,9 @@ class StageFigures(msgspec.Struct, frozen=True, kw_only=True, tag="stage"):
     positions: int
     received_bytes: int
     sent_bytes: int
+    in_flight_bytes: int
+    credit_bytes: int
+    blocked_seconds: float
     refused: dict[str, int]
     open_slots: int
     slots: int
@@ -79,6 +84,7 @@ class CoordinatorFigures(msgspec.Struct, frozen=True, kw_only=True, tag="coordin
         kept_tokens: of prompts, that were not computed again.
         first_token_seconds: from taking a request to its first token, waiting included.
         token_seconds: from each token of a request to its next.
+        blocked_seconds: that stage 0 took nothing, and no step was started.
     """
 
     is_up: bool
@@ -91,6 +97,7 @@ class CoordinatorFigures(msgspec.Struct, frozen=True, kw_only=True, tag="coordin
     waiting: int
     slots: int
     steps_in_flight: int
+    blocked_seconds: float
     first_token_seconds: Distribution
     token_seconds: Distribution
 
@@ -105,7 +112,6 @@ class StageCounts:
         self.step_seconds = Histogram(STEP_BOUNDS)
         self.positions = 0
         self.received_bytes = 0
-        self.sent_bytes = 0
 
 
 class Due:

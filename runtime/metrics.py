@@ -107,6 +107,11 @@ def _stage(one: StageFigures) -> Iterator[Metric]:
         one.received_bytes,
     )
     yield _counter("edgeshard_hop_sent_bytes", "Headers and payloads to the next.", one.sent_bytes)
+    yield _gauge("edgeshard_hop_in_flight_bytes", "Sent and not acknowledged.", one.in_flight_bytes)
+    yield _gauge("edgeshard_hop_credit_bytes", "What may be in flight.", one.credit_bytes)
+    yield _counter(
+        "edgeshard_hop_blocked_seconds", "The next stage took nothing.", one.blocked_seconds
+    )
     refused = CounterMetricFamily(
         "edgeshard_stage_refused_messages", "Messages that were not applied.", labels=["reason"]
     )
@@ -147,6 +152,7 @@ def _coordinator(one: CoordinatorFigures) -> Iterator[Metric]:
     yield _gauge("edgeshard_requests_waiting", "Requests that wait for one.", one.waiting)
     yield _gauge("edgeshard_slots", "Requests that can run at once.", one.slots)
     yield _gauge("edgeshard_steps_in_flight", "Steps on their way.", one.steps_in_flight)
+    yield _counter("edgeshard_blocked_seconds", "Stage 0 took nothing.", one.blocked_seconds)
     yield _histogram(
         "edgeshard_first_token_seconds",
         "From a request to its first token.",

@@ -72,7 +72,7 @@ class RequestCounts:
         self._last.pop(request, None)
         self._opened.discard(request)
 
-    def read(self, schedule: Schedule) -> CoordinatorFigures:
+    def read(self, schedule: Schedule, blocked_seconds: float = 0.0) -> CoordinatorFigures:
         """What was counted so far, and how the schedule is now."""
         return CoordinatorFigures(
             is_up=schedule.failed is None,
@@ -85,6 +85,7 @@ class RequestCounts:
             waiting=schedule.num_waiting,
             slots=schedule.limits.slots,
             steps_in_flight=len(schedule.in_flight()),
+            blocked_seconds=blocked_seconds,
             first_token_seconds=self._first_token.read(),
             token_seconds=self._token.read(),
         )

@@ -37,6 +37,7 @@ from dataclasses import dataclass
 from edgeshard.runtime.ask import FinishReason, Load
 from edgeshard.runtime.live_request import Request, neighbours
 from edgeshard.runtime.schedule_events import (
+    Blocked,
     Cancel,
     ChainFailed,
     Clock,
@@ -100,6 +101,7 @@ class Schedule:
         self._failed: str | None = None
         self._draining: str | None = None
         self._now = 0.0
+        self.is_blocked = False
 
     @property
     def num_running(self) -> int:
@@ -141,6 +143,9 @@ class Schedule:
                 return [*self._given_up(event.request, event.reason)]
             case ChainFailed():
                 return [*self._chain_failed(event.reason)]
+            case Blocked():
+                self.is_blocked = event.is_blocked
+                return [*self._admit()]
             case Drain():
                 self._draining = event.reason
                 return []
@@ -176,13 +181,18 @@ class Schedule:
 
     def busy(self, num_prompt: int = 0) -> tuple[str, float] | None:
         """Why a request cannot even wait now, and in how many seconds to ask again."""
-        return None if self._slots.has_free else self._waiting.full(num_prompt, self._ages())
+        return None if self._has_room else self._waiting.full(num_prompt, self._ages())
+
+    @property
+    def _has_room(self) -> bool:
+        """Whether a request may start now."""
+        return self._slots.has_free and not self.is_blocked
 
     def load(self) -> Load | None:
         """How full the chain is; None where it takes no requests."""
         if self._failed is not None or self._draining is not None:
             return None
-        wait = 0.0 if self._slots.has_free else self._waiting.seconds(self._ages())
+        wait = 0.0 if self._has_room else self._waiting.seconds(self._ages())
         return Load(wait, (self.num_running + self.num_waiting) / self.limits.slots)
 
     def _ages(self) -> list[float]:
@@ -196,7 +206,7 @@ class Schedule:
                 yield from self._finish_early(request.ask.request, "deadline")
 
     def _admit(self) -> Iterator[ScheduleInstruction]:
-        while self._slots.has_free and len(self._waiting):
+        while self._has_room and len(self._waiting):
             request = self._waiting.next()
             self._slots.give(request)
             request.admitted = self._now
@@ -220,7 +230,7 @@ class Schedule:
 
     def _prefill(self) -> Iterator[ScheduleInstruction]:
         """Chunks as far as the window goes; while others decode, one for each of their steps."""
-        if not self._prefilling:
+        if self.is_blocked or not self._prefilling:
             return
         on_their_way = sum(1 for step in self._steps.values() if step.group is None)
         decoding = {self._group(one) for one in self._slots.running.values() if one.answer}
@@ -251,7 +261,7 @@ class Schedule:
 
     def _decode(self) -> Iterator[ScheduleInstruction]:
         """The next step of each group that has tokens to send and nothing on its way."""
-        if self.limits.in_rounds and self._steps:
+        if self.is_blocked or (self.limits.in_rounds and self._steps):
             return
         busy = {step.group for step in self._steps.values()}
         groups: dict[int, list[Request]] = {}

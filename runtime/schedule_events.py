@@ -1,6 +1,6 @@
 """What the schedule is told, and what it wants done.
 
-Submit, StepBack, Cancel, RequestFailed, ChainFailed, Drain, Clock
+Submit, StepBack, Cancel, RequestFailed, ChainFailed, Blocked, Drain, Clock
 ─► Schedule ─►
 SendOpen, SendStep, SendHalt, SendClose (to the chain), Emit, Finish, Fail (to the client)
 """
@@ -80,6 +80,13 @@ class ChainFailed:
 
 
 @dataclass(frozen=True)
+class Blocked:
+    """Whether stage 0 takes nothing for now: until it does, no request and no step is started."""
+
+    is_blocked: bool
+
+
+@dataclass(frozen=True)
 class Drain:
     """Take no new requests; finish those that run or wait."""
 
@@ -93,7 +100,7 @@ class Clock:
     now: float
 
 
-ScheduleEvent = Submit | StepBack | Cancel | RequestFailed | ChainFailed | Drain | Clock
+ScheduleEvent = Submit | StepBack | Cancel | RequestFailed | ChainFailed | Blocked | Drain | Clock
 
 
 @dataclass(frozen=True)

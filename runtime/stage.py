@@ -29,6 +29,7 @@ from edgeshard.runtime.wire import (
     Close,
     Fault,
     Halt,
+    Knock,
     Open,
     Row,
     Seen,
@@ -173,6 +174,8 @@ class StageCore:
             case Fault():
                 self._free(message.request)
                 return [Forward(message)]
+            case Knock():
+                return []
             case Trace():
                 return [
                     Forward(Trace(message.epoch, message.nonce, message.num_stages + 1)),

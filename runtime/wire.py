@@ -1,12 +1,15 @@
 """Messages of the chain, and how every message becomes bytes.
 
-    header  "ES" major minor msgpack      at most 4 KiB; 32 KiB towards the source
-    payload raw little-endian tensor      at most one; its length follows from our own manifest
+    header  "ES" major minor [number] msgpack    at most 4 KiB; 32 KiB towards the source
+    payload raw little-endian tensor             at most one; its length follows from our manifest
 
     coordinator ── Open Seen Bias Step Halt Close Trace ──► stage 0 ──► … ──► last stage
          ▲                                                    ▲               │  │
          └─────────────────── Token Fault Trace ──────────────┼───────────────┘  │
                                                               └── Token, of steps that run ahead
+
+Headers on these ways carry a number of 8 bytes, their place among the messages of the hop, and the
+receiver answers with an Ack now and then (`flow.py`); a Knock asks for one.
 
 Rule: a message is one of the types below or it is refused. Unknown fields are refused, an unknown
 major version is refused by name, and no size is believed that we can work out ourselves.
@@ -22,7 +25,7 @@ from msgspec import Meta
 from edgeshard.errors import LinkError
 from edgeshard.schemas.common import Activation
 
-MAJOR = 7
+MAJOR = 8
 MINOR = 0
 MAX_HEADER_BYTES = 4096
 MAX_ROWS = 64
@@ -33,6 +36,7 @@ MAX_LIKELY = 20  # alternatives of a token
 MAX_TEXT = 400
 MAX_AHEAD = 255
 MAX_TIMED_STAGES = 48  # what fits into a header beside the rows
+_NUMBER_BYTES = 8
 _PREFIX = bytes([ord("E"), ord("S"), MAJOR, MINOR])
 
 Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
@@ -250,8 +254,27 @@ class Token(Message, frozen=True):
     ahead: Annotated[int, Meta(ge=0, le=MAX_AHEAD)] = 0
 
 
-StageMessage = Open | Seen | Bias | Step | Halt | Token | Close | Fault | Trace
-ReturnMessage = Token | Fault | Trace
+class Ack(Message, frozen=True):
+    """Against the hop's direction: how many messages were taken so far, and their bytes."""
+
+    epoch: Count
+    messages: Count
+    taken_bytes: Count
+
+
+class Knock(Message, frozen=True):
+    """Nothing but its number: whether all before it have come.
+
+    Attributes:
+        of_tokens: on the way of tokens to stage 0.
+    """
+
+    epoch: Count
+    of_tokens: bool = False
+
+
+StageMessage = Open | Seen | Bias | Step | Halt | Token | Close | Fault | Trace | Knock
+ReturnMessage = Token | Fault | Trace | Knock
 
 T = TypeVar("T")
 _encoder = msgspec.msgpack.Encoder()
@@ -260,6 +283,11 @@ _encoder = msgspec.msgpack.Encoder()
 def encode(message: msgspec.Struct) -> bytes:
     """The header bytes of a message."""
     return _PREFIX + _encoder.encode(message)
+
+
+def encode_numbered(number: int, message: msgspec.Struct) -> bytes:
+    """The header bytes of a message on a hop that counts them."""
+    return _PREFIX + number.to_bytes(_NUMBER_BYTES, "little") + _encoder.encode(message)
 
 
 class Codec(Generic[T]):
@@ -276,6 +304,19 @@ class Codec(Generic[T]):
         Raises:
             ProtocolError: too long, of another version, or not one of our messages.
         """
+        return self._read(header, len(_PREFIX))
+
+    def decode_numbered(self, header: bytes | memoryview) -> tuple[int, T]:
+        """Number and message of a header on a hop that counts them.
+
+        Raises:
+            ProtocolError: as `decode`.
+        """
+        start = len(_PREFIX) + _NUMBER_BYTES
+        message = self._read(header, start)
+        return int.from_bytes(header[len(_PREFIX) : start], "little"), message
+
+    def _read(self, header: bytes | memoryview, start: int) -> T:
         if len(header) > self._max_bytes:
             raise ProtocolError(f"header has {len(header)} bytes, at most {self._max_bytes} may be")
         prefix = bytes(header[:4])
@@ -287,13 +328,14 @@ class Codec(Generic[T]):
                 f"{MAJOR}.{MINOR}: install the same edgeshard on both"
             )
         try:
-            return self._decoder.decode(header[4:])
+            return self._decoder.decode(header[start:])
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             raise ProtocolError(f"message is not what the protocol says: {error}") from error
 
 
 stage_codec: Codec[StageMessage] = Codec(StageMessage)
 return_codec: Codec[ReturnMessage] = Codec(ReturnMessage, MAX_RETURN_BYTES)
+ack_codec: Codec[Ack] = Codec(Ack)
 
 
 def split(frames: list[memoryview], max_payloads: int = 1) -> tuple[memoryview, memoryview | None]:

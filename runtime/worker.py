@@ -15,116 +15,42 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 import msgspec
 import numpy as np
 import psutil
 from numpy.typing import NDArray
 
-from edgeshard.artifacts.store import Store
 from edgeshard.errors import DeviceError, EdgeShardError
 from edgeshard.runtime import log
-from edgeshard.runtime.channel import Arrival, Dialer, Listener, Network, Poller
+from edgeshard.runtime.channel import Arrival, Listener, Network, Poller
 from edgeshard.runtime.child import Line, Parent, Ready, exit_now, settle
 from edgeshard.runtime.figures import Due, StageCounts, StageFigures
+from edgeshard.runtime.inlet import Inlet
 from edgeshard.runtime.keys import load_keys
-from edgeshard.runtime.outlet import Outlet
+from edgeshard.runtime.link_watch import LOOK_SECONDS
+from edgeshard.runtime.outlet import Outlet, sending
 from edgeshard.runtime.sampler import draw
 from edgeshard.runtime.stage import Compute, Copy, Forward, Instruction, StageCore, StageShape
+from edgeshard.runtime.stage_config import OpenSession, Session, StageConfig, open_shard
 from edgeshard.runtime.states import decode_states, encode_states, unsendable
 from edgeshard.runtime.wire import (
     MAX_HEADER_BYTES,
+    MAX_RETURN_BYTES,
+    Knock,
     Marks,
     ProtocolError,
     Sampled,
+    StageMessage,
     Step,
     Token,
-    encode,
     split,
     stage_codec,
 )
-from edgeshard.schemas.common import Activation
-from edgeshard.schemas.shard import ShardManifest
 from edgeshard.system import pin_thread
-
-BLOCKED_SECONDS = 3.0
-TURN_SECONDS = 0.5
-
-
-class Session(Protocol):
-    """What computes a shard; see `edgeshard.runtime.session.ShardSession`."""
-
-    def run(
-        self, first_slot: int, positions: NDArray[np.int64], values: NDArray[np.generic]
-    ) -> NDArray[np.float32]:
-        """Run `[B, S]` token ids or `[B, S, hidden]` states; logits `[B, vocab]` with the head."""
-        ...
-
-    def copy(self, source: int, target: int, length: int) -> None:
-        """Copy what slot `source` holds of its first positions to slot `target`."""
-        ...
-
-    def close(self) -> None:
-        """Free what it holds."""
-        ...
-
-
-class StageConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What an agent tells a worker; paths, never secrets.
-
-    Attributes:
-        listen: endpoint of the data port.
-        previous_key: the key that may deliver.
-        last_key: of the last stage, which may deliver tokens to stage 0; None: nobody's.
-        next_endpoint: data port of the next stage, or return port of the source.
-        first_endpoint: data port of stage 0, of the last stage where stage 0 is another one.
-        takes, gives: how hidden states come and go; without meaning where tokens do.
-        cores: that threads are pinned to, the one that waits and computes first; empty: none.
-        tells_figures: the agent wants to know what is counted here.
-    """
-
-    store: str
-    shard: ShardManifest
-    key: str
-    epoch: int
-    index: int
-    provider: str
-    threads: int
-    cores: tuple[int, ...] = ()
-    context: int
-    slots: int
-    chunk_tokens: int
-    listen: str
-    previous_key: str
-    next_endpoint: str
-    next_key: str
-    last_key: str | None = None
-    first_endpoint: str | None = None
-    first_key: str = ""
-    takes: Activation = "fp32"
-    gives: Activation = "fp32"
-    tells_figures: bool = False
-
-
-OpenSession = Callable[[StageConfig], Session]
-
-
-def open_shard(config: StageConfig) -> Session:
-    """Open the real session of a shard."""
-    from edgeshard.runtime.session import ShardSession
-
-    return ShardSession.open(
-        Store(Path(config.store)),
-        config.shard,
-        provider=config.provider,
-        threads=config.threads,
-        cores=config.cores,
-        context=config.context,
-        slots=config.slots,
-    )
 
 
 class Worker:
@@ -155,43 +81,63 @@ class Worker:
             max_bytes=max(MAX_HEADER_BYTES, self._shape.largest_payload_bytes),
             queue=64 + 4 * config.slots,
         )
+        largest = self._shape.largest_payload_bytes
+        self._previous = Inlet(self._listener, config.epoch, largest)
+        self._last = Inlet(self._listener, config.epoch, 0)
         self._poller = Poller()  # for a next stage that takes nothing
-        dialer = network.dial(
+        gives = replace(self._shape, takes=config.gives, takes_tokens=False)
+        largest = MAX_RETURN_BYTES if shard.has_head else gives.largest_payload_bytes
+        self._outlet = Outlet(
+            network,
             config.next_endpoint,
             config.next_key,
-            max_bytes=MAX_HEADER_BYTES,
+            flow=sending(config.epoch, largest),
             queue=64 + 4 * config.slots,
+            poller=self._poller,
         )
-        self._outlet = Outlet(dialer, self._poller)
         self._first = self._dialed_first(network)
+        self._outlets = [self._outlet, *filter(None, [self._first])]
+        self._next_look = 0.0
         self._own: deque[Token] = deque()  # of steps that this stage is to add by itself
-        self._is_reported = False
+        self._problem = ""
         self._open_slots = 0
         self._counts, self._due = StageCounts(), Due()
         self._free = 0.0  # when the last step was computed
 
-    def _dialed_first(self, network: Network) -> Dialer | None:
+    def _dialed_first(self, network: Network) -> Outlet | None:
         if self._config.first_endpoint is None:
             return None
         endpoint, key = self._config.first_endpoint, self._config.first_key
-        return network.dial(endpoint, key, max_bytes=MAX_HEADER_BYTES, queue=64)
+        flow = sending(self._config.epoch, 0)
+        return Outlet(network, endpoint, key, flow=flow, queue=64, of_tokens=True)
 
     def serve(self, session: Session) -> None:
         """Take steps until the process is told to end."""
         self._session = session
         while True:
             if self._outlet.is_blocked:
-                self._poller.wait(TURN_SECONDS)
+                self._poller.wait(LOOK_SECONDS)
                 self._outlet.flush()
-                self._report_blocked()
-                continue
-            arrival = self._listener.receive(0.0 if self._own else TURN_SECONDS)
-            if arrival is not None:
-                self._take(partial(self._apply, arrival))
-            elif self._own:
-                self._take(partial(self._follow, self._own.popleft()))
-            if self._config.tells_figures and self._due.at(time.monotonic()):
-                self._tell(Line(figures=self._figures()))
+            else:
+                arrival = self._listener.receive(0.0 if self._own else LOOK_SECONDS)
+                if arrival is not None:
+                    self._take(partial(self._apply, arrival))
+                elif self._own:
+                    self._take(partial(self._follow, self._own.popleft()))
+            self._look(time.monotonic())
+
+    def _look(self, now: float) -> None:
+        """What is due now and then, for the hops and for the agent."""
+        self._previous.acknowledge(now)
+        if now < self._next_look:
+            return
+        self._next_look = now + LOOK_SECONDS
+        self._last.acknowledge(now)
+        for outlet in self._outlets:
+            outlet.look(now)
+        self._report_problem(now)
+        if self._config.tells_figures and self._due.at(now):
+            self._tell(Line(figures=self._figures()))
 
     def _take(self, apply: Callable[[], None]) -> None:
         try:
@@ -203,13 +149,25 @@ class Worker:
 
     def _apply(self, arrival: Arrival) -> None:
         header, payload = split(arrival.frames)
-        message = stage_codec.decode(header)
+        number, message = stage_codec.decode_numbered(header)
         self._counts.received_bytes += len(header) + (0 if payload is None else len(payload))
         is_traced = isinstance(message, Step) and message.marks is not None
         taken = time.perf_counter() if is_traced else 0.0
+        if not self._hop(arrival, message).take(arrival, message.epoch, number):
+            self._core.counts["stale epoch"] += 1
+        elif not isinstance(message, Knock):
+            self._handle(message, payload, taken)
+
+    def _hop(self, arrival: Arrival, message: StageMessage) -> Inlet:
+        """The way that a message came; each has its sender."""
         config = self._config
-        if arrival.key and arrival.key != config.previous_key and not isinstance(message, Token):
-            raise ProtocolError(f"the last stage sends tokens only, not {type(message).__name__}")
+        is_token = isinstance(message, Token) or (isinstance(message, Knock) and message.of_tokens)
+        if arrival.key and arrival.key != (config.last_key if is_token else config.previous_key):
+            kind = type(message).__name__
+            raise ProtocolError(f"the last stage sends tokens, the one before the rest; not {kind}")
+        return self._last if is_token else self._previous
+
+    def _handle(self, message: StageMessage, payload: memoryview | None, taken: float) -> None:
         for instruction in self._core.handle(message, len(payload) if payload is not None else 0):
             self._do(instruction, payload, taken)
 
@@ -229,13 +187,9 @@ class Worker:
         else:
             self._forward(instruction)
 
-    def _send(self, frames: list[bytes | memoryview]) -> None:
-        self._counts.sent_bytes += sum(map(len, frames))
-        self._outlet.send(frames)
-
     def _forward(self, instruction: Instruction) -> None:
         if isinstance(instruction, Forward):
-            self._send([encode(instruction.message)])
+            self._outlet.send(instruction.message)
 
     def _copy(self, work: Copy) -> None:
         try:
@@ -274,7 +228,7 @@ class Worker:
             onward = msgspec.structs.replace(
                 step, compute_seconds=seconds, marks=marks, states=gives
             )
-            self._send([encode(onward), data])
+            self._outlet.send(onward, data)
         self._counts.step_seconds.add(computed - started)
         self._counts.positions += step.num_tokens * len(step.rows)
 
@@ -282,12 +236,11 @@ class Worker:
         """Send a token to stage 0, where it may go on with it, and to the source."""
         if token.ahead and not token.rows:  # given up: nothing to go on with
             token = msgspec.structs.replace(token, ahead=0)
-        header = encode(token)
         if token.ahead and self._first is None:
             self._own.append(token)
-        elif token.ahead and self._first is not None and not self._first.send([header]):
-            header = encode(msgspec.structs.replace(token, ahead=0))  # the source goes on
-        self._send([header])
+        elif token.ahead and self._first is not None and not self._first.offer(token):
+            token = msgspec.structs.replace(token, ahead=0)  # the source goes on
+        self._outlet.send(token)
 
     def _sampled(self, work: Compute, logits: NDArray[np.float32]) -> tuple[Sampled, ...]:
         """Tokens of the live rows, drawn from logits `[B, vocab]`."""
@@ -343,7 +296,10 @@ class Worker:
             step_seconds=counts.step_seconds.read(),
             positions=counts.positions,
             received_bytes=counts.received_bytes,
-            sent_bytes=counts.sent_bytes,
+            sent_bytes=self._outlet.flow.sent_bytes,
+            in_flight_bytes=self._outlet.flow.in_flight_bytes,
+            credit_bytes=self._outlet.flow.credit,
+            blocked_seconds=self._outlet.blocked_seconds(),
             refused={**core.counts, "key not admitted": self._listener.refused},
             open_slots=core.open_slots,
             slots=config.slots,
@@ -351,13 +307,13 @@ class Worker:
             kv_capacity_bytes=config.shard.kv_bytes(config.context, config.slots),
         )
 
-    def _report_blocked(self) -> None:
-        is_blocked = self._outlet.blocked_seconds() > BLOCKED_SECONDS
-        if is_blocked != self._is_reported:
-            self._is_reported = is_blocked
-            endpoint = self._config.next_endpoint
-            reason = f"cannot send to {endpoint} for {BLOCKED_SECONDS:.0f} s"
-            self._tell(Line(blocked=reason if is_blocked else ""))
+    def _report_problem(self, now: float) -> None:
+        problems = [self._previous.problem, self._last.problem]
+        problems += [outlet.problem(now) for outlet in self._outlets]
+        problem = next(filter(None, problems), "")
+        if problem != self._problem:
+            self._problem = problem
+            self._tell(Line(blocked=problem))
 
 
 def run_stage(open_session: OpenSession = open_shard) -> int:

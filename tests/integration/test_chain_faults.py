@@ -81,6 +81,25 @@ def test_a_frozen_agent_ends_every_request(cluster: LocalCluster, client: Client
     assert serves(client)
 
 
+def test_a_stage_that_freezes_alone_is_noticed_by_the_one_before(
+    cluster: LocalCluster, client: Client
+) -> None:
+    deploy_double(cluster, "slow")
+    generation = client.generate("x", raw=True, max_tokens=63)
+    next(generation)
+    worker = psutil.Process(status(cluster, 1).stage_pid)
+    worker.suspend()
+    started = time.monotonic()
+    try:
+        with pytest.raises(DeviceError, match="stage 0 on device-0 is blocked: the connection to"):
+            generation.finish()
+        assert time.monotonic() - started < LIMIT_SECONDS
+    finally:
+        worker.resume()
+    deploy_double(cluster)
+    assert serves(client)
+
+
 def test_a_deadline_ends_an_answer_as_it_is(cluster: LocalCluster, client: Client) -> None:
     deploy_double(cluster, "slow")
     result = client.generate(

@@ -84,6 +84,13 @@ def test_what_an_agent_says_can_be_a_problem(said: StageView | None, problem: st
     assert not watch.is_ready
 
 
+def test_a_stage_that_died_is_named_before_those_that_it_blocks() -> None:
+    watch = ready_watch()
+    watch.heard(0, view(0, state="blocked", reason="the connection is cut"), False, 0.5)
+    watch.heard(1, view(1, state="failed", reason="killed"), False, 0.5)
+    assert watch.problem(0.5) == "stage 1 on phone is failed: killed"
+
+
 def test_agents_are_asked_once_a_second() -> None:
     watch = ready_watch()
     assert [watch.asks(tenth / 10) for tenth in range(22)].count(True) == 3

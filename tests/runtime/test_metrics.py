@@ -33,6 +33,9 @@ STAGE = StageFigures(
     positions=70,
     received_bytes=1000,
     sent_bytes=2000,
+    in_flight_bytes=500,
+    credit_bytes=900,
+    blocked_seconds=1.5,
     refused={"stale epoch": 4},
     open_slots=1,
     slots=2,
@@ -50,6 +53,7 @@ COORDINATOR = CoordinatorFigures(
     waiting=3,
     slots=2,
     steps_in_flight=1,
+    blocked_seconds=2.5,
     first_token_seconds=TIMES,
     token_seconds=TIMES,
 )
@@ -84,6 +88,9 @@ def test_a_stage_is_told_with_units_and_totals() -> None:
     assert found["edgeshard_stage_step_seconds_count", ""] == 6
     assert found["edgeshard_stage_step_seconds_sum", ""] == 4.5
     assert found["edgeshard_hop_sent_bytes_total", ""] == 2000
+    assert found["edgeshard_hop_in_flight_bytes", ""] == 500
+    assert found["edgeshard_hop_credit_bytes", ""] == 900
+    assert found["edgeshard_hop_blocked_seconds_total", ""] == 1.5
     assert found["edgeshard_stage_refused_messages_total", "reason=stale_epoch"] == 4
     assert found["edgeshard_stage_kv_bytes", ""] == 300
     assert found["edgeshard_process_state", "process=stage,state=ready"] == 1
@@ -102,6 +109,7 @@ def test_the_coordinator_is_told() -> None:
     assert found["edgeshard_refusals_total", "reason=other"] == 1
     assert found["edgeshard_requests_waiting", ""] == 3
     assert found["edgeshard_tokens_total", ""] == 99
+    assert found["edgeshard_blocked_seconds_total", ""] == 2.5
 
 
 def test_every_way_to_end_has_an_outcome() -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from edgeshard.runtime.schedule import Limits, Schedule
 from edgeshard.runtime.schedule_events import (
+    Blocked,
     Cancel,
     ChainFailed,
     Clock,
@@ -365,6 +366,25 @@ def test_draining_finishes_what_was_taken() -> None:
     chain.handle(Drain("phone is stopping"))
     assert drawn(chain.handle(submit(3))) == "fail3"
     assert drawn(back(chain, 1, 50, ends=True)) == "E1.0 C1 stop1 O2 2@0+3!"
+
+
+def test_while_stage_0_takes_nothing_no_request_and_no_step_is_started() -> None:
+    one = schedule(slots=2)
+    assert drawn(one.handle(submit(1))) == "O1 1@0+3!"
+    assert drawn(one.handle(Blocked(True))) == ""
+    assert drawn(one.handle(submit(2))) == ""  # a slot is free, it waits all the same
+    assert one.num_waiting == 1
+    assert drawn(back(one, 1, 9)) == "E1.0"
+
+    assert drawn(one.handle(Blocked(False))) == "O2 1@3+1! 2@0+3!"
+
+
+def test_a_queue_fills_up_while_stage_0_takes_nothing() -> None:
+    one = schedule(slots=2, waiting=1)
+    one.handle(Blocked(True))
+    assert drawn(one.handle(submit(1))) == ""
+    assert drawn(one.handle(submit(2))) == "fail2"
+    assert drawn(one.handle(Cancel(1))) == "cancelled1"
 
 
 @pytest.mark.parametrize(("chunk", "beside"), [(2, 8), (8, 2)])

@@ -15,9 +15,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from edgeshard.artifacts.store import Store
 from edgeshard.errors import DeviceError
 from edgeshard.runtime.sampler import draw
+from edgeshard.runtime.stage_config import Session, StageConfig
 from edgeshard.runtime.wire import Sampling
 from edgeshard.runtime.wishes import Wishes
-from edgeshard.runtime.worker import Session, StageConfig
 from edgeshard.schemas.common import Blob
 from edgeshard.schemas.model import KvSpec, ModelManifest, Source, Unit
 from edgeshard.schemas.shard import ShardManifest
