@@ -18,7 +18,7 @@ from edgeshard.artifacts.fuse import fuse
 from edgeshard.artifacts.store import Store
 from edgeshard.runtime.deploy import Deployment, DeployProgress, deploy
 from edgeshard.runtime.local import LocalCluster
-from edgeshard.runtime.schedule_limits import BESIDE_TOKENS, CHUNK_TOKENS
+from edgeshard.runtime.schedule_limits import CHUNK_TOKENS
 from edgeshard.schemas.common import Blob
 from edgeshard.schemas.model import ModelManifest
 from edgeshard.schemas.plan import MemoryUse, Plan, Stage
@@ -93,7 +93,7 @@ def chain(
     *,
     threads: int,
     chunk_tokens: int = CHUNK_TOKENS,
-    beside_tokens: int = BESIDE_TOKENS,
+    beside_steps: int = 0,
     on_progress: Callable[[DeployProgress], None] = lambda _: None,
     **given: int,
 ) -> Iterator[Chain]:
@@ -106,7 +106,7 @@ def chain(
         cuts: first unit of each stage but the first.
         threads: of each stage.
         chunk_tokens: prompt positions of a step.
-        beside_tokens: the same while another request decodes.
+        beside_steps: decode steps of others without a chunk, behind each 128 of a prompt.
         on_progress: told how the deployment goes.
         given: context, slots and groups of the plan.
     """
@@ -126,7 +126,7 @@ def chain(
             on_progress=on_progress,
             silence_seconds=SILENCE_SECONDS,
             chunk_tokens=chunk_tokens,
-            beside_tokens=beside_tokens,
+            beside_steps=beside_steps,
         )
         agents = [psutil.Process(agent.pid) for agent in local.agents]
         workers = [_child(agent, "edgeshard.runtime.worker") for agent in agents]

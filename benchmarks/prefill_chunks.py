@@ -1,12 +1,12 @@
-"""A 2,000-token prompt over two stages of a core each, by the size of its chunks beside a decode.
+"""A 2,000-token prompt over two stages of a core each, in chunks, alone and beside a decode.
 
     python -m benchmarks.prefill_chunks --store store --model int4 --work work --json chunks.json
 
-A chain for each size, its workers pinned; all of them wait while one is measured, in turns. First
-the prompt alone, in chunks as deployed by default; then beside another request that decodes: the
-prompt's time to first token, and what a token of the other one takes meanwhile, to what it took
-right before. Both times are ratios to the prompt alone at the largest size, with which it goes as
-one chunk, alone too. Every prompt is another one, so that no prefix of an earlier one is reused.
+A chain for each `beside_steps` and one for the whole prompt in a step, workers pinned; all of them
+wait while one is measured, in turns. First the prompt alone, which in one step is all that is
+measured; then beside another request that decodes: the prompt's time to first token, and what a
+token of the other one takes meanwhile, to what it took right before. Both times are ratios to the
+prompt alone in one step. No prompt starts like an earlier one.
 """
 
 from __future__ import annotations
@@ -83,10 +83,16 @@ async def first_token(client: AsyncClient, prompt: str) -> tuple[float, int]:
     return result.first_token_seconds, result.prompt_tokens
 
 
+async def alone(local: LocalCluster, numbers: Iterator[int]) -> float:
+    """Seconds to the first token of a prompt that has the chain to itself."""
+    async with AsyncClient.connect(local.cluster_path, local.key_path) as client:
+        return (await first_token(client, prompt_of(next(numbers))))[0]
+
+
 async def one_round(local: LocalCluster, numbers: Iterator[int]) -> Round:
     """The prompt alone, then beside another request."""
     async with AsyncClient.connect(local.cluster_path, local.key_path) as client:
-        alone, length = await first_token(client, prompt_of(next(numbers)))
+        by_itself, length = await first_token(client, prompt_of(next(numbers)))
         times: list[float] = []
 
         async def decode() -> None:
@@ -107,7 +113,7 @@ async def one_round(local: LocalCluster, numbers: Iterator[int]) -> Round:
         await asyncio.gather(other, return_exceptions=True)
     pauses = [b - a for a, b in itertools.pairwise([started, *during, started + beside])]
     return Round(
-        alone_seconds=alone,
+        alone_seconds=by_itself,
         beside_seconds=beside,
         slowdown=beside / max(1, len(during)) / before,
         pause_ms=max(pauses) * 1e3,
@@ -123,56 +129,59 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--work", type=Path, required=True, help="folder on the store's disk")
     parser.add_argument("--cut", type=int, required=True, help="first unit of the second stage")
-    parser.add_argument("--beside", type=int, nargs="+", default=[2048, 128, 32, 16, 4])
+    parser.add_argument("--beside-steps", type=int, nargs="+", default=[0, 24])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args()
-    store, sizes = Store(chosen.store), sorted(chosen.beside, reverse=True)
+    store, rests = Store(chosen.store), sorted(chosen.beside_steps)
     numbers = itertools.count()
-    found: dict[int, list[Round]] = {size: [] for size in sizes}
+    found: dict[int, list[Round]] = {rest: [] for rest in rests}
+    whole: list[float] = []
     with contextlib.ExitStack() as stack:
-        locals_: dict[int, LocalCluster] = {}
-        for size in sizes:
+        locals_: dict[int | None, LocalCluster] = {}
+        for rest in (None, *rests):
             running = stack.enter_context(
                 chain(
-                    chosen.work / f"chunks-{size}",
+                    chosen.work / f"beside-{rest}",
                     store,
                     chosen.model,
                     (chosen.cut,),
                     threads=1,
-                    chunk_tokens=max(size, CHUNK_TOKENS),
-                    beside_tokens=size,
+                    chunk_tokens=CONTEXT if rest is None else CHUNK_TOKENS,
+                    beside_steps=rest or 0,
                     context=CONTEXT,
                     slots=2,
                     groups=2,
                 )
             )
-            locals_[size] = running.local
+            locals_[rest] = running.local
             for core, worker in enumerate(running.workers):
                 pin(worker, core)
-        for size in sizes:
-            asyncio.run(one_round(locals_[size], numbers))  # pages are touched, buffers made
+        for local in locals_.values():
+            asyncio.run(alone(local, numbers))  # pages are touched, buffers made
         for number in range(chosen.rounds):
-            for size in sizes:
-                found[size].append(asyncio.run(one_round(locals_[size], numbers)))
-                print(f"round {number + 1}, beside {size}:", asdict(found[size][-1]), flush=True)
-    whole = found[sizes[0]]
-    print(f"prompt of {whole[0].prompt_tokens} tokens; ms of a token alone: ", end="")
-    print(spread([one.token_ms for one in whole]))
-    print("| chunk beside | alone, s | to unchunked | beside, s | to it | slowdown | pause, ms |")
+            whole.append(asyncio.run(alone(locals_[None], numbers)))
+            print(f"round {number + 1}, in one step: {whole[-1]}", flush=True)
+            for rest in rests:
+                found[rest].append(asyncio.run(one_round(locals_[rest], numbers)))
+                print(f"round {number + 1}, {rest}:", asdict(found[rest][-1]), flush=True)
+    print(f"in one step, alone: {spread(whole)} s; ms of a token alone: ", end="")
+    print(spread([one.token_ms for rows in found.values() for one in rows]))
+    print("| beside_steps | alone, s | to unchunked | beside, s | to it | slowdown | pause, ms |")
     print("| --: | --- | --- | --- | --- | --- | --- |")
-    for size in sizes:
-        rows = found[size]
-        alone = [a.alone_seconds / b.alone_seconds for a, b in zip(rows, whole, strict=True)]
-        beside = [a.beside_seconds / b.alone_seconds for a, b in zip(rows, whole, strict=True)]
+    for rest, rows in found.items():
+        by_itself = [one.alone_seconds / seconds for one, seconds in zip(rows, whole, strict=True)]
+        beside = [one.beside_seconds / seconds for one, seconds in zip(rows, whole, strict=True)]
         print(
-            f"| {size} | {statistics.median(r.alone_seconds for r in rows):.2f} | {spread(alone)} "
+            f"| {rest} | {statistics.median(one.alone_seconds for one in rows):.2f} "
+            f"| {spread(by_itself)} "
             f"| {statistics.median(r.beside_seconds for r in rows):.2f} | {spread(beside)} "
             f"| {spread([one.slowdown for one in rows])} "
             f"| {spread([one.pause_ms for one in rows], 0)} |"
         )
     if chosen.json:
-        plain = {size: [asdict(one) for one in rows] for size, rows in found.items()}
+        rounds = {rest: [asdict(one) for one in rows] for rest, rows in found.items()}
+        plain = {"in_one_step_seconds": whole, "beside_steps": rounds}
         chosen.json.write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")
 
 

@@ -314,7 +314,7 @@ class Commands:
             context=start.context,
             slots=start.slots,
             chunk_tokens=start.chunk_tokens,
-            beside_tokens=start.beside_tokens,
+            beside_steps=start.beside_steps,
             max_waiting=start.max_waiting,
             num_groups=start.num_groups,
             silence_seconds=start.silence_seconds,

@@ -117,7 +117,7 @@ class StartCoordinator(Control, frozen=True):
     """Serve clients over the chain of these devices.
 
     Attributes:
-        beside_tokens, copies_slots, share_prompts: see the schedule's `Limits`.
+        beside_steps, copies_slots, share_prompts: see the schedule's `Limits`.
         is_mixed, links: what answers are flagged with: whether stages round differently, and how
             hidden states travel from each stage to the next.
     """
@@ -128,7 +128,7 @@ class StartCoordinator(Control, frozen=True):
     context: Positive
     slots: Positive
     chunk_tokens: Positive
-    beside_tokens: Positive
+    beside_steps: Count = 0
     max_waiting: Positive = 64
     num_groups: Positive = 1
     silence_seconds: float = 30.0

@@ -95,7 +95,7 @@ class Coordinator:
                 slots=config.slots,
                 context=config.context,
                 chunk_tokens=config.chunk_tokens,
-                beside_tokens=config.beside_tokens,
+                beside_steps=config.beside_steps,
                 window=len(config.stages),
                 max_waiting=config.max_waiting,
                 num_groups=config.num_groups,

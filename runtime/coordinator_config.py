@@ -24,7 +24,7 @@ class CoordinatorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
         num_groups: micro-batches that keep every stage busy.
         silence_seconds: how long a step may take before it counts as lost.
         is_mixed, links: what answers are flagged with.
-        beside_tokens, copies_slots, share_prompts: see the schedule's `Limits`.
+        beside_steps, copies_slots, share_prompts: see the schedule's `Limits`.
         tells_figures: the agent wants to know what is counted here.
     """
 
@@ -40,7 +40,7 @@ class CoordinatorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     context: int
     slots: int
     chunk_tokens: int
-    beside_tokens: int
+    beside_steps: int
     max_waiting: int
     num_groups: int
     silence_seconds: float

@@ -22,12 +22,7 @@ from edgeshard.runtime import control
 from edgeshard.runtime.agent_client import AgentClient
 from edgeshard.runtime.channel import KeyPair, Network
 from edgeshard.runtime.machine import cluster_digest
-from edgeshard.runtime.schedule_limits import (
-    BESIDE_TOKENS,
-    CHUNK_TOKENS,
-    MIN_CHUNK_TOKENS,
-    num_groups,
-)
+from edgeshard.runtime.schedule_limits import CHUNK_TOKENS, MIN_CHUNK_TOKENS, num_groups
 from edgeshard.schemas.cluster import Cluster
 from edgeshard.schemas.common import Activation, Blob
 from edgeshard.schemas.model import ModelManifest
@@ -100,7 +95,7 @@ def deploy(
     drain_seconds: float = 0.0,
     silence_seconds: float = 30.0,
     chunk_tokens: int = CHUNK_TOKENS,
-    beside_tokens: int = BESIDE_TOKENS,
+    beside_steps: int = 0,
     share_prompts: bool = False,
 ) -> Deployment:
     """Deploy a plan.
@@ -119,8 +114,8 @@ def deploy(
         drain_seconds: how long requests of an earlier deployment may take to finish.
         silence_seconds: how long a step may take before it counts as lost.
         chunk_tokens: prompt positions of a step at most.
-        beside_tokens: the same while another request decodes: a token of it waits for one such
-            step on every stage at most. Fewer let it pass sooner; more read the weights less often.
+        beside_steps: decode steps of others without a prompt chunk, behind each 128 positions of a
+            prompt: more slow the others less, and the prompt more.
         share_prompts: a client's prompt may start with what another's left on the stages.
 
     Raises:
@@ -131,13 +126,13 @@ def deploy(
     """
     models = {blob.digest: (one, blob) for one, blob in ((manifest, model), *others)}
     _check(plan, model, cluster, set(models))
-    sizes = {"chunk_tokens": chunk_tokens, "beside_tokens": beside_tokens}
-    for name, size in sizes.items():
-        if size < MIN_CHUNK_TOKENS:
-            raise InputError(
-                f"{name} is {size}, at least {MIN_CHUNK_TOKENS}: one token alone is rounded in "
-                "another way than several"
-            )
+    if chunk_tokens < MIN_CHUNK_TOKENS:
+        raise InputError(
+            f"chunk_tokens is {chunk_tokens}, at least {MIN_CHUNK_TOKENS}: one token alone is "
+            "rounded in another way than several"
+        )
+    if beside_steps < 0:
+        raise InputError(f"beside_steps is {beside_steps}, at least 0")
     shards = [
         fuse_stage(store, view_for(one, stage.provider), blob, stage.start, stage.stop)
         for stage, (one, blob) in zip(
@@ -148,7 +143,9 @@ def deploy(
         (stage.provider for stage in plan.stages), (one.kv for one, _ in shards), strict=True
     )
     copies = all(copies_slots(provider, kv.layout) for provider, kv in kinds)
-    crew = _Crew(plan, cluster, keys, on_progress, sizes, share_prompts, copies)
+    crew = _Crew(
+        plan, cluster, keys, on_progress, chunk_tokens, beside_steps, share_prompts, copies
+    )
     try:
         return crew.deploy(store, manifest, model, shards, drain_seconds, silence_seconds)
     finally:
@@ -189,15 +186,16 @@ class _Crew:
         cluster: Cluster,
         keys: KeyPair,
         on_progress: Callable[[DeployProgress], None],
-        sizes: Mapping[str, int],
+        chunk_tokens: int,
+        beside_steps: int,
         share_prompts: bool,
         copies: bool,
     ) -> None:
         self._plan = plan
         self._copies = copies
         self._share_prompts = share_prompts
-        sizes = {name: max(MIN_CHUNK_TOKENS, min(sizes[name], plan.context)) for name in sizes}
-        self._chunk_tokens, self._beside_tokens = sizes["chunk_tokens"], sizes["beside_tokens"]
+        self._chunk_tokens = max(MIN_CHUNK_TOKENS, min(chunk_tokens, plan.context))
+        self._beside_steps = beside_steps
         self._cluster = cluster
         self._progress = on_progress
         self._cancelled = threading.Event()
@@ -354,7 +352,7 @@ class _Crew:
             context=self._plan.context,
             slots=self._plan.slots,
             chunk_tokens=self._chunk_tokens,
-            beside_tokens=self._beside_tokens,
+            beside_steps=self._beside_steps,
             num_groups=num_groups(self._plan),
             silence_seconds=silence_seconds,
             copies_slots=self._copies,

@@ -11,7 +11,8 @@ from edgeshard.schemas.plan import Plan
 MIN_CHUNK_TOKENS = 3
 # As fast as 512 on a CPU; tokens of others wait half as long (docs/benchmarks.md).
 CHUNK_TOKENS = 256
-BESIDE_TOKENS = 32  # beside a decode; tokens pass soon and prompts lose little (ibid.)
+BESIDE_TOKENS = 16  # beside a decode: tokens pass soon and prompts lose little (ibid.)
+RUN_CHUNKS = 8  # of these between two rests; a rest costs a prompt about half a chunk more
 RUN_AHEAD = 32  # a newcomer ends it: more would spare little, and a lost token costs as many
 NUM_HELD = 32  # the latest requests, whose slot times say how fast the queue moves
 MAX_RETRY_SECONDS = 600.0
@@ -24,6 +25,7 @@ class Limits:
     Attributes:
         chunk_tokens: prompt positions of one step at most; at least 3.
         beside_tokens: the same while another request decodes.
+        beside_steps: of each group that decodes, without a chunk, behind every `RUN_CHUNKS` chunks.
         window: prompt chunks on their way at once.
         max_waiting: requests that wait for a slot at most.
         max_waiting_tokens: of their prompts together; one prompt alone may always wait.
@@ -41,6 +43,7 @@ class Limits:
     context: int
     chunk_tokens: int = CHUNK_TOKENS
     beside_tokens: int = BESIDE_TOKENS
+    beside_steps: int = 0
     window: int = 1
     max_waiting: int = 64
     max_waiting_tokens: int = 2**18

@@ -31,13 +31,14 @@ def deploy(
             help="Prompt positions of a step, 256 by default.",
         ),
     ] = None,
-    beside_tokens: Annotated[
-        int | None,
+    beside_steps: Annotated[
+        int,
         typer.Option(
-            min=3,
-            help="The same beside other answers, 32 by default: fewer slow those less.",
+            min=0,
+            help="Steps that other answers have to themselves behind each 128 of a long prompt: "
+            "more slow those less, and the prompt more.",
         ),
-    ] = None,
+    ] = 0,
     share_prompts: Annotated[
         bool,
         typer.Option(
@@ -54,7 +55,7 @@ def deploy(
     from edgeshard.artifacts.store import Store
     from edgeshard.runtime.deploy import deploy as deploy_plan
     from edgeshard.runtime.keys import load_keys
-    from edgeshard.runtime.schedule_limits import BESIDE_TOKENS, CHUNK_TOKENS
+    from edgeshard.runtime.schedule_limits import CHUNK_TOKENS
     from edgeshard.schemas import files
     from edgeshard.schemas.cluster import Cluster
     from edgeshard.schemas.plan import Plan
@@ -74,7 +75,7 @@ def deploy(
         on_progress=Narrator(),
         drain_seconds=drain,
         chunk_tokens=CHUNK_TOKENS if chunk_tokens is None else chunk_tokens,
-        beside_tokens=BESIDE_TOKENS if beside_tokens is None else beside_tokens,
+        beside_steps=beside_steps,
         share_prompts=share_prompts,
     )
     for index, stage in enumerate(deployment.stages):

@@ -34,10 +34,7 @@ def simulate(
         int | None,
         typer.Option(min=3, help="Prompt positions of a step; default: what `esc deploy` takes."),
     ] = None,
-    beside_tokens: Annotated[
-        int | None,
-        typer.Option(min=3, help="The same beside a decode; default: what `esc deploy` takes."),
-    ] = None,
+    beside_steps: Annotated[int, typer.Option(min=0, help="As `esc deploy` takes it.")] = 0,
     groups: Annotated[
         int | None,
         typer.Option(min=1, help="Of slots that step together; default: the plan's."),
@@ -83,7 +80,7 @@ def simulate(
             f"simulating needs {error.name}: install the extra `simulate` (README)"
         ) from error
     from edgeshard.runtime.schedule import Limits
-    from edgeshard.runtime.schedule_limits import BESIDE_TOKENS, CHUNK_TOKENS
+    from edgeshard.runtime.schedule_limits import CHUNK_TOKENS
     from edgeshard.schemas import files
     from edgeshard.schemas.common import Transfers
     from edgeshard.schemas.plan import Plan
@@ -96,7 +93,7 @@ def simulate(
         slots=slots or made.slots,
         context=made.context,
         chunk_tokens=chunk_tokens or CHUNK_TOKENS,
-        beside_tokens=beside_tokens or BESIDE_TOKENS,
+        beside_steps=beside_steps,
         window=len(made.stages),
         max_waiting=requests,
         in_rounds=bubbles,

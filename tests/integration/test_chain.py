@@ -288,11 +288,13 @@ def test_a_prompt_goes_in_chunks_of_the_size_that_was_deployed(chain: LocalClust
     assert [step.num_tokens for step in steps] == [4, 4, 4, 3]
 
 
-def test_chunks_that_could_leave_a_single_token_are_refused(chain: LocalCluster) -> None:
+def test_chunks_that_could_leave_a_single_token_and_negative_rests_are_refused(
+    chain: LocalCluster,
+) -> None:
     with pytest.raises(InputError, match="chunk_tokens is 2, at least 3"):
         deploy_double(chain, chunk_tokens=2)
-    with pytest.raises(InputError, match="beside_tokens is 2, at least 3"):
-        deploy_double(chain, beside_tokens=2)
+    with pytest.raises(InputError, match="beside_steps is -1, at least 0"):
+        deploy_double(chain, beside_steps=-1)
 
 
 def test_idle_devices_profile_and_measure_their_links(chain: LocalCluster) -> None:

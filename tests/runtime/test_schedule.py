@@ -27,7 +27,7 @@ from edgeshard.runtime.schedule_events import (
     Submit,
     TokenBack,
 )
-from edgeshard.runtime.schedule_limits import chunk_size
+from edgeshard.runtime.schedule_limits import RUN_CHUNKS, chunk_size
 from edgeshard.runtime.wire import MAX_ROWS, Kept, Sampling
 
 settings.register_profile("runtime", derandomize=True, deadline=None, max_examples=300)
@@ -198,6 +198,19 @@ def test_chunks_are_smaller_beside_a_decode() -> None:
     assert drawn(back(chain, 1, 51)) == "1@13+1! E1.1 2@4+4"
     assert drawn(chain.handle(Cancel(1))) == "C1 cancelled1"
     assert drawn(back(chain, 2, None)) == "2@8+8"
+
+
+def test_behind_a_run_of_chunks_the_others_have_steps_to_themselves() -> None:
+    limits = Limits(slots=2, context=99, chunk_tokens=4, window=2, beside_steps=2)
+    chain = Schedule(limits)
+    chain.handle(submit(1, max_tokens=99))
+    back(chain, 1, 50)
+    chain.handle(submit(2, 80, client="b"))
+    had_chunk = []
+    for _ in range(12):
+        back(chain, 2, None)
+        had_chunk.append("2@" in drawn(back(chain, 1, 51)))
+    assert had_chunk == [True] * (RUN_CHUNKS - 1) + [False] * 2 + [True] * 3
 
 
 def test_the_last_one_that_decodes_leaves_the_window_to_the_prompt() -> None:

@@ -70,7 +70,7 @@ def deploy_double(
     silence_seconds: float = 30.0,
     activation: Activation = "fp32",
     chunk_tokens: int = 512,
-    beside_tokens: int = 512,
+    beside_steps: int = 0,
 ) -> Deployment:
     store = Store(cluster.folder / "operator-store")
     manifest, model = put_model(store)
@@ -87,7 +87,7 @@ def deploy_double(
         fuse_double,
         silence_seconds=silence_seconds,
         chunk_tokens=chunk_tokens,
-        beside_tokens=beside_tokens,
+        beside_steps=beside_steps,
     )
 
 
