@@ -3,10 +3,10 @@
     python -m benchmarks.prefill_chunks --store store --model int4 --work work --json chunks.json
 
 A chain for each `beside_steps` and one for the whole prompt in a step, workers pinned; all of them
-wait while one is measured, in turns. First the prompt alone, which in one step is all that is
-measured; then beside another request that decodes: the prompt's time to first token, and what a
-token of the other one takes meanwhile, to what it took right before. Both times are ratios to the
-prompt alone in one step. No prompt starts like an earlier one.
+wait while one is measured, in turns. First the prompt alone, in one step and in chunks; then beside
+another request that decodes: the prompt's time to first token, and what a token of the other one
+takes meanwhile, to what it took right before. Times are ratios to the prompt alone in one step. No
+prompt starts like an earlier one.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import contextlib
 import itertools
 import json
 import random
-import statistics
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -53,14 +52,13 @@ ALONE_TOKENS = 60  # of the other request, measured before the prompt comes
 
 @dataclass(frozen=True)
 class Round:
-    """Seconds; `alone` is the prompt by itself.
+    """Of a prompt beside another request.
 
     Attributes:
         slowdown: of the other request's tokens while the prompt is read, on average.
         pause_ms: the longest time without such a token.
     """
 
-    alone_seconds: float
     beside_seconds: float
     slowdown: float
     pause_ms: float
@@ -90,9 +88,8 @@ async def alone(local: LocalCluster, numbers: Iterator[int]) -> float:
 
 
 async def one_round(local: LocalCluster, numbers: Iterator[int]) -> Round:
-    """The prompt alone, then beside another request."""
+    """The prompt beside another request."""
     async with AsyncClient.connect(local.cluster_path, local.key_path) as client:
-        by_itself, length = await first_token(client, prompt_of(next(numbers)))
         times: list[float] = []
 
         async def decode() -> None:
@@ -107,13 +104,12 @@ async def one_round(local: LocalCluster, numbers: Iterator[int]) -> Round:
             await asyncio.sleep(0.05)
         before = (times[-1] - times[8]) / (len(times) - 9)
         started = time.perf_counter()
-        beside, _ = await first_token(client, prompt_of(next(numbers)))
+        beside, length = await first_token(client, prompt_of(next(numbers)))
         during = [at for at in times if started < at <= started + beside]
         other.cancel()
         await asyncio.gather(other, return_exceptions=True)
     pauses = [b - a for a, b in itertools.pairwise([started, *during, started + beside])]
     return Round(
-        alone_seconds=by_itself,
         beside_seconds=beside,
         slowdown=beside / max(1, len(during)) / before,
         pause_ms=max(pauses) * 1e3,
@@ -129,7 +125,7 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--work", type=Path, required=True, help="folder on the store's disk")
     parser.add_argument("--cut", type=int, required=True, help="first unit of the second stage")
-    parser.add_argument("--beside-steps", type=int, nargs="+", default=[0, 24])
+    parser.add_argument("--beside-steps", type=int, nargs="+", default=[0, 22])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args()
@@ -137,6 +133,7 @@ def main() -> None:
     numbers = itertools.count()
     found: dict[int, list[Round]] = {rest: [] for rest in rests}
     whole: list[float] = []
+    chunked: list[float] = []
     with contextlib.ExitStack() as stack:
         locals_: dict[int | None, LocalCluster] = {}
         for rest in (None, *rests):
@@ -161,27 +158,29 @@ def main() -> None:
             asyncio.run(alone(local, numbers))  # pages are touched, buffers made
         for number in range(chosen.rounds):
             whole.append(asyncio.run(alone(locals_[None], numbers)))
-            print(f"round {number + 1}, in one step: {whole[-1]}", flush=True)
+            chunked.append(asyncio.run(alone(locals_[rests[0]], numbers)))
+            print(f"round {number + 1}, alone: {whole[-1]:.3f}, {chunked[-1]:.3f}", flush=True)
             for rest in rests:
                 found[rest].append(asyncio.run(one_round(locals_[rest], numbers)))
                 print(f"round {number + 1}, {rest}:", asdict(found[rest][-1]), flush=True)
-    print(f"in one step, alone: {spread(whole)} s; ms of a token alone: ", end="")
+    shares = [part / all_ for part, all_ in zip(chunked, whole, strict=True)]
+    print(
+        f"alone: in one step {spread(whole)} s, in chunks {spread(chunked)}, {spread(shares)} of it"
+    )
+    print("ms of a token alone: ", end="")
     print(spread([one.token_ms for rows in found.values() for one in rows]))
-    print("| beside_steps | alone, s | to unchunked | beside, s | to it | slowdown | pause, ms |")
-    print("| --: | --- | --- | --- | --- | --- | --- |")
+    print("| beside_steps | first token, s | to one step alone | slowdown | pause, ms |")
+    print("| --: | --- | --- | --- | --- |")
     for rest, rows in found.items():
-        by_itself = [one.alone_seconds / seconds for one, seconds in zip(rows, whole, strict=True)]
         beside = [one.beside_seconds / seconds for one, seconds in zip(rows, whole, strict=True)]
         print(
-            f"| {rest} | {statistics.median(one.alone_seconds for one in rows):.2f} "
-            f"| {spread(by_itself)} "
-            f"| {statistics.median(r.beside_seconds for r in rows):.2f} | {spread(beside)} "
+            f"| {rest} | {spread([one.beside_seconds for one in rows])} | {spread(beside)} "
             f"| {spread([one.slowdown for one in rows])} "
             f"| {spread([one.pause_ms for one in rows], 0)} |"
         )
     if chosen.json:
         rounds = {rest: [asdict(one) for one in rows] for rest, rows in found.items()}
-        plain = {"in_one_step_seconds": whole, "beside_steps": rounds}
+        plain = {"in_one_step": whole, "in_chunks": chunked, "beside_steps": rounds}
         chosen.json.write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")
 
 
