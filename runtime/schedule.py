@@ -20,9 +20,7 @@ refused with a guess when there will be room (`waiting.py`). Time comes in throu
 request that is over its deadline ends as it is.
 
 A prompt goes in chunks, at most `window` of all requests' chunks at once, so that stages overlap.
-While others decode, chunks are small, and one leaves right behind a step of each of their groups,
-the next one behind their next: no token waits for more than one chunk at a stage. After a run of
-chunks `beside_steps` of theirs have none.
+While others decode, chunks are small and keep to the pace of their steps (`pace.py`).
 
 Rule: every submitted request ends with exactly one `Finish` or `Fail`. A prompt is cut at even
 positions, and a chunk never has exactly one token unless the prompt has one: kernels give other
@@ -31,12 +29,13 @@ bits for a single row, and a prompt's result must not depend on how it was cut.
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from edgeshard.runtime.ask import FinishReason, Load
 from edgeshard.runtime.live_request import Request, neighbours
+from edgeshard.runtime.pace import Pace
 from edgeshard.runtime.schedule_events import (
     Blocked,
     Cancel,
@@ -57,7 +56,7 @@ from edgeshard.runtime.schedule_events import (
     StepBack,
     Submit,
 )
-from edgeshard.runtime.schedule_limits import MIN_CHUNK_TOKENS, RUN_CHUNKS, chunk_size
+from edgeshard.runtime.schedule_limits import MIN_CHUNK_TOKENS, chunk_size
 from edgeshard.runtime.schedule_limits import Limits as Limits
 from edgeshard.runtime.slots import Slots
 from edgeshard.runtime.waiting import Waiting
@@ -96,8 +95,7 @@ class Schedule:
         self._slots = Slots(limits)
         self._waiting = Waiting(limits)
         self._prefilling: deque[Request] = deque()
-        self._passed: Counter[int] = Counter()  # steps of each group since the last chunk
-        self._num_beside = 0  # chunks that had to wait for them
+        self._pace = Pace(limits)
         self._steps: dict[int, _Step] = {}
         self._next_number = 0
         self._failed: str | None = None
@@ -236,14 +234,12 @@ class Schedule:
             return
         on_their_way = sum(1 for step in self._steps.values() if step.group is None)
         decoding = {self._group(one) for one in self._slots.running.values() if one.answer}
-        most = self.limits.chunk_tokens
-        largest = min(most, self.limits.beside_tokens) if decoding else most
-        rest = self._rest()
+        largest = self._pace.chunk_tokens(decoding)
         num_passed = 0
         while (
             num_passed < len(self._prefilling)
             and on_their_way < self.limits.window
-            and all(self._passed[group] > rest for group in decoding)
+            and self._pace.allows(decoding)
         ):
             request = self._prefilling.popleft()
             if self._slots.waits(request):
@@ -260,14 +256,7 @@ class Schedule:
             yield self._send(None, [(request, tokens)], wants_token=is_whole)
             on_their_way += 1
             num_passed = 0
-            self._passed.clear()
-            self._num_beside += bool(decoding)
-            rest = self._rest()
-
-    def _rest(self) -> int:
-        """Steps that each group is to have to itself before the next chunk."""
-        is_due = self._num_beside and self._num_beside % RUN_CHUNKS == 0
-        return self.limits.beside_steps if is_due else 0
+            self._pace.note_chunk(decoding)
 
     def _decode(self) -> Iterator[ScheduleInstruction]:
         """The next step of each group that has tokens to send and nothing on its way."""
@@ -280,7 +269,7 @@ class Schedule:
                 groups.setdefault(self._group(request), []).append(request)
         for group, requests in groups.items():
             if group not in busy:
-                self._passed[group] += 1
+                self._pace.note_step(group)
                 for run in neighbours(sorted(requests, key=lambda request: request.slot)):
                     rows = [(request, (request.next_token or 0,)) for request in run]
                     yield self._send(group, rows, wants_token=True, ahead=self._ahead(run[0]))
