@@ -76,7 +76,8 @@ def calibrate(
         weight = module.weight.detach().numpy()
         errors = _errors(weight, importance.get(name), moved.get(name))
         if isinstance(module, torch.nn.Embedding):
-            saved[module] = name, np.square(errors[0]) - np.square(errors[1])
+            scale = np.float32(getattr(module, "embed_scale", 1))  # some multiply what they look up
+            saved[module] = name, scale**2 * (np.square(errors[0]) - np.square(errors[1]))
         else:
             saved[module] = name, _saved(errors, moments[name])
     del moments

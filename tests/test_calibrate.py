@@ -12,6 +12,7 @@ import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from edgeshard.calibrate import MAX_WINDOWS, WINDOW, calibrate
+from edgeshard.compiler.encoding import block_encoding, decode, quantise
 from edgeshard.errors import InputError
 from support.tiny_llama import NUM_BLOCKS, VOCAB, folder, reference
 
@@ -61,6 +62,35 @@ def test_two_runs_agree(worded: Path) -> None:
         np.testing.assert_array_equal(one.importance[name], other.importance[name])
     assert all(gain > 0 for gain in one.gains.values())
     assert len(one.gains) == 7 * NUM_BLOCKS + 1
+
+
+@pytest.mark.parametrize(
+    "name",
+    # The embedding loses a nat here, which no second order tells.
+    ["layers.0.self_attn.v_proj", "layers.0.mlp.gate_proj", "layers.1.mlp.down_proj"],
+)
+def test_a_gain_is_about_the_divergence_that_int8_saves(name: str, worded: Path) -> None:
+    found, weight = calibrate(worded, TEXT, with_gains=True), f"{name}.weight"
+    model = reference("grouped")
+    matrix = model.model.get_parameter(weight)
+    kept = matrix.detach().clone()
+    windows = [[ord(c) for c in TEXT[at : at + WINDOW]] for at in range(0, 3 * WINDOW, WINDOW)]
+
+    def said() -> torch.Tensor:
+        with torch.no_grad():
+            return torch.log_softmax(model(torch.tensor(windows)).logits, -1).double()
+
+    expected, lost = said(), []
+    for bits in (4, 8):
+        encoding = block_encoding(bits, kept.shape[1], fine=True)
+        how = found.importance.get(weight), found.moved.get(weight)
+        rounded = decode(quantise(kept.numpy(), encoding, *how), encoding)
+        with torch.no_grad():
+            matrix.copy_(torch.from_numpy(rounded))
+        lost.append(float((expected.exp() * (expected - said())).sum(-1).mean()))
+        with torch.no_grad():
+            matrix.copy_(kept)
+    assert 0.4 < found.gains[weight] / (lost[0] - lost[1]) < 2.5
 
 
 def test_a_long_text_is_read_in_part(worded: Path) -> None:
