@@ -106,7 +106,7 @@ def chain(
         cuts: first unit of each stage but the first.
         threads: of each stage.
         chunk_tokens: prompt positions of a step.
-        beside_steps: decode steps of others without a chunk, behind each 128 of a prompt.
+        beside_steps: decode steps of others without a chunk, behind each 256 of a prompt.
         on_progress: told how the deployment goes.
         given: context, slots and groups of the plan.
     """

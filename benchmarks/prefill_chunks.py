@@ -125,7 +125,7 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--work", type=Path, required=True, help="folder on the store's disk")
     parser.add_argument("--cut", type=int, required=True, help="first unit of the second stage")
-    parser.add_argument("--beside-steps", type=int, nargs="+", default=[0, 22])
+    parser.add_argument("--beside-steps", type=int, nargs="+", default=[0, 48])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args()

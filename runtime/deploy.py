@@ -114,7 +114,7 @@ def deploy(
         drain_seconds: how long requests of an earlier deployment may take to finish.
         silence_seconds: how long a step may take before it counts as lost.
         chunk_tokens: prompt positions of a step at most.
-        beside_steps: decode steps of others without a prompt chunk, behind each 128 positions of a
+        beside_steps: decode steps of others without a prompt chunk, behind each 256 positions of a
             prompt: more slow the others less, and the prompt more.
         share_prompts: a client's prompt may start with what another's left on the stages.
 

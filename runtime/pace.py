@@ -2,7 +2,7 @@
 
     steps    T  T  T … T  T T T T T  T  T …
     chunks    C  C  C … C             C  C …
-              a run of 8    a rest
+              a run of 16   a rest
 
 Rule: a chunk leaves right behind a step of each group that decodes, so that no token waits for more
 than one of them at a stage; docs/adr/0032.

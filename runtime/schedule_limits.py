@@ -12,7 +12,7 @@ MIN_CHUNK_TOKENS = 3
 # As fast as 512 on a CPU; tokens of others wait half as long (docs/benchmarks.md).
 CHUNK_TOKENS = 256
 BESIDE_TOKENS = 16  # beside a decode: tokens pass soon and prompts lose little (ibid.)
-RUN_CHUNKS = 8  # of these between two rests; a rest costs a prompt about half a chunk more
+RUN_CHUNKS = 16  # of these between two rests; a rest costs a prompt about a chunk more
 RUN_AHEAD = 32  # a newcomer ends it: more would spare little, and a lost token costs as many
 NUM_HELD = 32  # the latest requests, whose slot times say how fast the queue moves
 MAX_RETRY_SECONDS = 600.0

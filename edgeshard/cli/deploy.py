@@ -35,7 +35,7 @@ def deploy(
         int,
         typer.Option(
             min=0,
-            help="Steps that other answers have to themselves behind each 128 of a long prompt: "
+            help="Steps that other answers have to themselves behind each 256 of a long prompt: "
             "more slow those less, and the prompt more.",
         ),
     ] = 0,

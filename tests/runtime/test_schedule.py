@@ -207,7 +207,7 @@ def test_behind_a_run_of_chunks_the_others_have_steps_to_themselves() -> None:
     back(chain, 1, 50)
     chain.handle(submit(2, 80, client="b"))
     had_chunk = []
-    for _ in range(12):
+    for _ in range(RUN_CHUNKS + 4):
         back(chain, 2, None)
         had_chunk.append("2@" in drawn(back(chain, 1, 51)))
     assert had_chunk == [True] * (RUN_CHUNKS - 1) + [False] * 2 + [True] * 3
