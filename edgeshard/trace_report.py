@@ -13,7 +13,7 @@ from rich.table import Table
 
 from edgeshard.chrome_trace import Slice, chrome_trace
 from edgeshard.runtime.exchange import Result, Trace
-from edgeshard.runtime.token_times import StepTimes, breakdown, places, spread
+from edgeshard.runtime.token_times import Share, StepTimes, breakdown, places, spread
 
 
 def chrome(trace: Trace, steps: Sequence[StepTimes]) -> dict[str, object]:
@@ -36,16 +36,22 @@ def chrome(trace: Trace, steps: Sequence[StepTimes]) -> dict[str, object]:
 
 def table(steps: Sequence[StepTimes]) -> Table:
     """What a token takes where; the last row is the whole token."""
-    made = Table("where", "what")
-    for head in ("median ms", "10 % ms", "90 % ms", "share"):
-        made.add_column(head, justify="right")
-    for one in breakdown(steps):
-        times = (one.median_seconds, one.low_seconds, one.high_seconds)
-        made.add_row(one.where, one.kind, *map(_ms, times), f"{one.share:.1%}")
+    made = table_of_shares(breakdown(steps))
     decode = [step.seconds for step in steps if step.is_decode]
     if decode:
         made.add_section()
         made.add_row("a token", "all", *map(_ms, spread(decode)), "100.0%")
+    return made
+
+
+def table_of_shares(shares: Sequence[Share]) -> Table:
+    """A row for each place and kind of part."""
+    made = Table("where", "what")
+    for head in ("median ms", "10 % ms", "90 % ms", "share"):
+        made.add_column(head, justify="right")
+    for one in shares:
+        times = (one.median_seconds, one.low_seconds, one.high_seconds)
+        made.add_row(one.where, one.kind, *map(_ms, times), f"{one.share:.1%}")
     return made
 
 

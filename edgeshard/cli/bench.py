@@ -92,7 +92,13 @@ def bench(
 def _bench_chain(
     store: Store, name: str, folder: Path, cores: list[int], rounds: int, as_json: bool
 ) -> None:
+    import statistics
+    import sys
+
+    from rich.console import Console
+
     from edgeshard.chain_bench import bench_chain
+    from edgeshard.trace_report import table_of_shares
 
     manifest, blob = store.model(name)
     result = bench_chain(
@@ -112,6 +118,10 @@ def _bench_chain(
         f"{sorted(result.chain_ms)[len(result.chain_ms) // 2]:.2f} "
         f"({result.prediction_error:+.1%}); {result.decode_ratio:.2f} of the one-process rate"
     )
+    typer.echo(
+        f"traced in rounds of their own: {statistics.median(result.traced_ms):.2f} ms a token"
+    )
+    Console(file=sys.stdout).print(table_of_shares(result.parts))
 
 
 def _bench_load(

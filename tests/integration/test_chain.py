@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from edgeshard.chain_bench import traced_steps
 from edgeshard.errors import DeviceError, InputError
 from edgeshard.runtime.agent_client import AgentClient
 from edgeshard.runtime.channel import Network
@@ -17,7 +18,7 @@ from edgeshard.runtime.client import AsyncClient, Client
 from edgeshard.runtime.local import LocalCluster
 from edgeshard.runtime.parameters import derived_seed
 from edgeshard.runtime.survey import survey
-from edgeshard.runtime.token_times import token_times
+from edgeshard.runtime.token_times import breakdown, token_times
 from edgeshard.runtime.wire import Sampling
 from support.runtime_chain import connect, deploy_double, local_cluster, status
 from support.runtime_double import CONTEXT, END, VOCAB, expected
@@ -154,6 +155,17 @@ def test_a_traced_answer_is_the_same_and_its_parts_add_up(client: Client) -> Non
     assert sum(part.seconds for step in tokens for part in step.parts) == pytest.approx(total)
     compute = sum(p.seconds for step in tokens for p in step.parts if p.kind == "compute")
     assert compute == pytest.approx(result.compute_seconds)
+
+
+def test_the_breakdown_of_a_chain_has_each_stage_and_hop_and_all_of_the_time(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgeshard.chain_bench.PROMPT", "hello")
+    shares = breakdown([step for _ in range(2) for step in traced_steps(client, 5)])
+    assert sum(share.share for share in shares) == pytest.approx(1)
+    found = {(share.where, share.kind) for share in shares}
+    assert {(f"device-{i}", "compute") for i in range(3)} <= found
+    assert {("device-0 -> device-1", "hop"), ("device-1 -> device-2", "wait")} <= found
 
 
 def test_an_answer_that_is_not_traced_has_no_trace(client: Client) -> None:
