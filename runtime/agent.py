@@ -26,7 +26,7 @@ import msgspec
 from edgeshard.artifacts.store import Store
 from edgeshard.errors import DeviceError, EdgeShardError, InputError
 from edgeshard.runtime import control, log
-from edgeshard.runtime.channel import Arrival, Listener, Network, Poller
+from edgeshard.runtime.channel import BULK_MS, Arrival, Listener, Network, Poller
 from edgeshard.runtime.child import Line, Parent, Ready
 from edgeshard.runtime.commands import Commands, as_edgeshard_error
 from edgeshard.runtime.keys import load_keys
@@ -116,6 +116,7 @@ class Agent:
                 admitted=[*self.cluster.operators, self.source.public_key],
                 max_bytes=control.MAX_CONTROL_BYTES,
                 queue=control.QUEUE,
+                silence_ms=BULK_MS,
             )
         except EdgeShardError:
             self.network.close()

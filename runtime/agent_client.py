@@ -18,7 +18,7 @@ import msgspec
 from edgeshard.artifacts.store import Store
 from edgeshard.errors import DeviceError, LinkError
 from edgeshard.runtime import control
-from edgeshard.runtime.channel import Network
+from edgeshard.runtime.channel import BULK_MS, Network
 from edgeshard.runtime.wire import encode, split
 from edgeshard.schemas.cluster import Device
 from edgeshard.schemas.common import Blob
@@ -59,6 +59,7 @@ class AgentClient:
             device.public_key,
             max_bytes=control.MAX_CONTROL_BYTES,
             queue=control.QUEUE,
+            silence_ms=BULK_MS,
         )
         self._is_connected = False
         self._next_id = 1

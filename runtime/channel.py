@@ -30,6 +30,7 @@ PART_MARGIN_BYTES = 1024  # what CURVE adds to a part, counted by MAXMSGSIZE
 HEARTBEAT_MS = 1000
 SILENCE_MS = 3000
 PULSE_MS = 800  # of a connection that carries nothing large
+BULK_MS = 60_000  # of one whose signs of life queue behind megabytes: 4 MiB at 1 Mbit/s take 34 s
 RECONNECT_MS = 100
 MAX_RECONNECT_MS = 500
 
@@ -254,7 +255,14 @@ class Network:
         self._lock = threading.Lock()
 
     def listen(
-        self, endpoint: str, *, domain: str, admitted: Iterable[str], max_bytes: int, queue: int
+        self,
+        endpoint: str,
+        *,
+        domain: str,
+        admitted: Iterable[str],
+        max_bytes: int,
+        queue: int,
+        silence_ms: int = SILENCE_MS,
     ) -> Listener:
         """Bind.
 
@@ -264,6 +272,7 @@ class Network:
             admitted: public keys that may deliver.
             max_bytes: longest part that is taken.
             queue: messages that wait at most, per peer and direction.
+            silence_ms: as of `dial`.
 
         Raises:
             InputError: the address is not ours, or lies beyond loopback and there are no keys.
@@ -276,7 +285,7 @@ class Network:
                 "`esc keys`, or bind 127.0.0.1"
             )
         socket = self._context.socket(zmq.ROUTER)
-        self._bound_socket(socket, max_bytes, queue)
+        self._bound_socket(socket, max_bytes, queue, silence_ms)
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         listener = Listener(socket, None if self._keys is None else admitted)
         if self._keys is not None:
@@ -320,8 +329,7 @@ class Network:
             max_bytes: longest part that is taken.
             queue: messages that wait at most, per direction.
             asynchronous: an event loop can wait for it.
-            silence_ms: after which the connection counts as broken. Signs of life queue behind
-                what is sent, so it must be longer than the largest message takes.
+            silence_ms: that ends the connection; signs of life queue behind what is sent.
         """
         waiting: zmq.asyncio.Socket | None = None
         socket: zmq.Socket[bytes]
@@ -330,9 +338,7 @@ class Network:
             socket = zmq.Socket.shadow(waiting)
         else:
             socket = self._context.socket(zmq.DEALER)
-        self._bound_socket(socket, max_bytes, queue)
-        socket.setsockopt(zmq.HEARTBEAT_IVL, silence_ms // 4)
-        socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, silence_ms)
+        self._bound_socket(socket, max_bytes, queue, silence_ms)
         socket.setsockopt(zmq.CONNECT_TIMEOUT, SILENCE_MS)
         socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
         socket.setsockopt(zmq.RECONNECT_IVL_MAX, MAX_RECONNECT_MS)
@@ -349,7 +355,9 @@ class Network:
         with self._lock:
             self._open = [*(other for other in self._open if not other.is_closed), one]
 
-    def _bound_socket(self, socket: zmq.Socket[bytes], max_bytes: int, queue: int) -> None:
+    def _bound_socket(
+        self, socket: zmq.Socket[bytes], max_bytes: int, queue: int, silence_ms: int
+    ) -> None:
         for option, value in (
             (zmq.IPV6, 1),
             (zmq.LINGER, 0),
@@ -357,9 +365,9 @@ class Network:
             (zmq.MAXMSGSIZE, max_bytes + PART_MARGIN_BYTES),
             (zmq.SNDHWM, queue),
             (zmq.RCVHWM, queue),
-            (zmq.HEARTBEAT_IVL, HEARTBEAT_MS),
-            (zmq.HEARTBEAT_TIMEOUT, SILENCE_MS),
-            (zmq.HEARTBEAT_TTL, SILENCE_MS),
+            (zmq.HEARTBEAT_IVL, min(HEARTBEAT_MS, silence_ms // 4)),
+            (zmq.HEARTBEAT_TIMEOUT, silence_ms),
+            (zmq.HEARTBEAT_TTL, max(silence_ms, SILENCE_MS)),
             (zmq.HANDSHAKE_IVL, SILENCE_MS),
             (zmq.TCP_KEEPALIVE, 1),
             (zmq.TCP_KEEPALIVE_IDLE, 30),

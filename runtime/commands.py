@@ -17,6 +17,7 @@ import msgspec
 
 from edgeshard.errors import DeviceError, EdgeShardError, InputError
 from edgeshard.runtime import control, log, machine
+from edgeshard.runtime.channel import BULK_MS
 from edgeshard.runtime.child import Line
 from edgeshard.runtime.coordinator_config import CoordinatorConfig, StagePeer
 from edgeshard.runtime.links import MAX_PROBE_BYTES, measure_link
@@ -185,6 +186,7 @@ class Commands:
             admitted=[agent.device_of(request.sender).public_key],
             max_bytes=MAX_PROBE_BYTES,
             queue=64,
+            silence_ms=BULK_MS,
         )
         agent.open_echo(listener)
 
@@ -192,7 +194,11 @@ class Commands:
         agent = self._agent
         target = agent.device_of(request.target)
         dialer = agent.network.dial(
-            target.data_endpoint, target.public_key, max_bytes=MAX_PROBE_BYTES, queue=64
+            target.data_endpoint,
+            target.public_key,
+            max_bytes=MAX_PROBE_BYTES,
+            queue=64,
+            silence_ms=BULK_MS,
         )
         try:
             link = measure_link(

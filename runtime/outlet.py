@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from edgeshard.runtime.channel import PULSE_MS, Dialer, Network, Poller
+from edgeshard.runtime.channel import BULK_MS, PULSE_MS, Dialer, Network, Poller
 from edgeshard.runtime.flow import Sending, credit_bytes
 from edgeshard.runtime.link_watch import LinkWatch
 from edgeshard.runtime.wire import (
@@ -58,7 +58,9 @@ class Outlet:
         """
         self.flow = flow
         self.endpoint = endpoint
-        self._dialer: Dialer = network.dial(endpoint, key, max_bytes=MAX_HEADER_BYTES, queue=queue)
+        self._dialer: Dialer = network.dial(
+            endpoint, key, max_bytes=MAX_HEADER_BYTES, queue=queue, silence_ms=BULK_MS
+        )
         self._pulse = network.dial(endpoint, key, max_bytes=0, queue=1, silence_ms=PULSE_MS)
         self._poller = poller
         self._knock = Knock(flow.epoch, of_tokens)

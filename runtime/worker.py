@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from edgeshard.errors import DeviceError, EdgeShardError
 from edgeshard.runtime import log
-from edgeshard.runtime.channel import Arrival, Listener, Network, Poller
+from edgeshard.runtime.channel import BULK_MS, Arrival, Listener, Network, Poller
 from edgeshard.runtime.child import Line, Parent, Ready, exit_now, settle
 from edgeshard.runtime.figures import Due, StageCounts, StageFigures
 from edgeshard.runtime.inlet import Inlet
@@ -80,6 +80,7 @@ class Worker:
             admitted=filter(None, [config.previous_key, config.last_key]),
             max_bytes=max(MAX_HEADER_BYTES, self._shape.largest_payload_bytes),
             queue=64 + 4 * config.slots,
+            silence_ms=BULK_MS,
         )
         largest = self._shape.largest_payload_bytes
         self._previous = Inlet(self._listener, config.epoch, largest)

@@ -10,6 +10,8 @@ import zmq
 
 from edgeshard.errors import DeviceError, InputError
 from edgeshard.runtime.channel import (
+    BULK_MS,
+    SILENCE_MS,
     Dialer,
     KeyPair,
     Listener,
@@ -17,6 +19,7 @@ from edgeshard.runtime.channel import (
     Poller,
 )
 from edgeshard.runtime.waker import Waker
+from support.cut_proxy import CutProxy
 
 SERVER, CLIENT, STRANGER = KeyPair.generate(), KeyPair.generate(), KeyPair.generate()
 LIMIT = 2.0
@@ -161,6 +164,30 @@ def test_nothing_is_queued_for_nobody(client: Network) -> None:
 
 def test_sending_to_a_peer_that_is_gone_says_so(server: Network) -> None:
     assert not listen(server).send(b"nobody", [b"x"])
+
+
+def test_a_message_slower_than_a_sign_of_life_arrives(server: Network, client: Network) -> None:
+    seconds, message = 1.5 * SILENCE_MS / 1e3, bytes(600_000)
+    listener = server.listen(
+        "tcp://127.0.0.1:0",
+        domain="data",
+        admitted=[CLIENT.public],
+        max_bytes=len(message),
+        queue=8,
+        silence_ms=BULK_MS,
+    )
+    cable = CutProxy(listener.endpoint, len(message) / seconds)
+    try:
+        dialer = client.dial(
+            cable.endpoint, SERVER.public, max_bytes=0, queue=8, silence_ms=BULK_MS
+        )
+        assert dialer.wait_connected(LIMIT)
+        assert dialer.send([message])
+        arrival = listener.receive(seconds + LIMIT)
+        assert arrival is not None
+        assert len(arrival.frames[0]) == len(message)
+    finally:
+        cable.close()
 
 
 def test_a_waker_ends_a_wait_once() -> None:

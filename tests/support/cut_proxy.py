@@ -1,17 +1,19 @@
-"""A cable between two sockets, that a test can cut."""
+"""A cable between two sockets, that a test can cut, or make slow."""
 
 from __future__ import annotations
 
 import contextlib
 import socket
 import threading
+import time
 
 
 class CutProxy:
     """Passes bytes on, both ways, until it is cut: then it keeps quiet, and nobody is told."""
 
-    def __init__(self, target: str) -> None:
-        """Listen on loopback for what goes to `tcp://HOST:PORT`."""
+    def __init__(self, target: str, bytes_per_second: float = float("inf")) -> None:
+        """Listen on loopback for what goes to `tcp://HOST:PORT`, at most at a rate."""
+        self._bytes_per_second = bytes_per_second
         host, _, port = target.removeprefix("tcp://").rpartition(":")
         self._target = (host.strip("[]"), int(port))
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -48,6 +50,7 @@ class CutProxy:
     def _pass(self, source: socket.socket, target: socket.socket) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(65536):
+                time.sleep(len(data) / self._bytes_per_second)
                 if not self._is_cut.is_set():
                     target.sendall(data)
         with contextlib.suppress(OSError):
