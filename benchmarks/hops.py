@@ -1,6 +1,6 @@
 """What does a stage that computes next to nothing add to a token, processes and sockets included?
 
-    PYTHONPATH=tests python -m benchmarks.hops --rounds 15
+    python -m benchmarks.hops --rounds 15
 
 Two chains of real workers over CURVE on loopback, one of SHORT stages and one of LONG, run the
 tests' double, which has no kernels. In each round both answer the same request, in turns; the
@@ -13,10 +13,13 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import tempfile
 from pathlib import Path
 
 from edgeshard.runtime.client import Client
+
+sys.path.append(str(Path(__file__).parents[1] / "tests"))
 from support.runtime_chain import connect, deploy_double, local_cluster
 
 SHORT, LONG = 3, 6
