@@ -6,6 +6,8 @@ import contextlib
 import socket
 import threading
 import time
+from collections.abc import Callable
+from functools import partial
 
 
 class CutProxy:
@@ -44,8 +46,8 @@ class CutProxy:
                 near, _ = self._listener.accept()
                 far = socket.create_connection(self._target)
                 self._sockets += [near, far]
-                self._start(lambda near=near, far=far: self._pass(near, far))
-                self._start(lambda near=near, far=far: self._pass(far, near))
+                self._start(partial(self._pass, near, far))
+                self._start(partial(self._pass, far, near))
 
     def _pass(self, source: socket.socket, target: socket.socket) -> None:
         with contextlib.suppress(OSError):
@@ -58,5 +60,5 @@ class CutProxy:
                 target.shutdown(socket.SHUT_RDWR)
 
     @staticmethod
-    def _start(work: object) -> None:
-        threading.Thread(target=work, daemon=True).start()  # type: ignore[arg-type]  # takes nothing
+    def _start(work: Callable[[], None]) -> None:
+        threading.Thread(target=work, daemon=True).start()
