@@ -43,13 +43,13 @@ def own_rate(root: Path, name: str, threads: int, batch: int, context: int) -> f
         for start in range(0, context, 512):
             size = min(512, context - start)
             tokens = generator.integers(100, model.vocab_size, (1, size))
-            session.run(slot, np.array([start]), tokens)
+            session.run(slot, [start], tokens)
     tokens = np.full((batch, 1), 100, np.int64)
     for _ in range(4):
-        session.run(0, np.full(batch, context), tokens)
+        session.run(0, [context] * batch, tokens)
     started = time.perf_counter()
     for position in range(context, length):
-        logits = session.run(0, np.full(batch, position), tokens)
+        logits = session.run(0, [position] * batch, tokens)
         tokens = logits.argmax(-1)[:, None]
     return batch * NEW_TOKENS / (time.perf_counter() - started)
 

@@ -65,8 +65,8 @@ def open_shard(store: Store, shard: ShardManifest, provider: str) -> ShardSessio
 
 def logits(session: ShardSession, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
     """Logits at every position of the prompt, and of a decode step behind it."""
-    first = session.run(0, np.zeros(1, np.int64), tokens[:, :-1], every_position=True).copy()
-    last = session.run(0, np.full(1, tokens.shape[1] - 1), tokens[:, -1:], every_position=True)
+    first = session.run(0, [0], tokens[:, :-1], every_position=True).copy()
+    last = session.run(0, [tokens.shape[1] - 1], tokens[:, -1:], every_position=True)
     both: NDArray[np.float32] = np.concatenate([first, last], axis=1)[0]
     return both
 
@@ -76,12 +76,12 @@ def rates(session: ShardSession, tokens: NDArray[np.int64]) -> tuple[float, floa
     prefill, decode = [], []
     for _ in range(ROUNDS + 1):
         started = time.perf_counter()
-        result = session.run(0, np.zeros(1, np.int64), tokens)
+        result = session.run(0, [0], tokens)
         prefill.append(tokens.shape[1] / (time.perf_counter() - started))
         started = time.perf_counter()
         for position in range(tokens.shape[1], tokens.shape[1] + NEW):
             token = np.array([[int(result[0].argmax())]])
-            result = session.run(0, np.full(1, position), token)
+            result = session.run(0, [position], token)
         decode.append(NEW / (time.perf_counter() - started))
     return float(np.median(prefill[1:])), float(np.median(decode[1:]))  # the first one warms up
 

@@ -68,12 +68,12 @@ def run_stage(
     states = np.random.default_rng(0).standard_normal(shape, np.float32)
     values = np.full(shape, 100) if shard.has_embedding else states
     for _ in range(8):
-        session.run(0, np.full(batch, PROMPT_TOKENS), values)
+        session.run(0, [PROMPT_TOKENS] * batch, values)
     both.wait(TIMEOUT_SECONDS)
     seconds = []
     for position in range(PROMPT_TOKENS, PROMPT_TOKENS + steps):
         started = time.perf_counter()
-        session.run(0, np.full(batch, position), values)
+        session.run(0, [position] * batch, values)
         seconds.append(time.perf_counter() - started)
     return statistics.median(seconds)
 

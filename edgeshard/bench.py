@@ -53,7 +53,7 @@ class OneProcess:
         started = time.perf_counter()
         for start in range(0, length, CHUNK_TOKENS):
             tokens = self._tokens[:, start : min(start + CHUNK_TOKENS, length)]
-            self._session.run(0, np.array([start]), tokens)
+            self._session.run(0, [start], tokens)
         return time.perf_counter() - started
 
     def decode(self, context: int, num_tokens: int) -> float:
@@ -61,7 +61,7 @@ class OneProcess:
         started = time.perf_counter()
         token = self._tokens[:, :1]
         for position in range(context, context + num_tokens):
-            logits = self._session.run(0, np.array([position]), token)
+            logits = self._session.run(0, [position], token)
             token = np.array([[int(logits[0].argmax())]], np.int64)
         return time.perf_counter() - started
 

@@ -117,14 +117,13 @@ def _log_probabilities(
     chain: Sequence[ShardSession], ids: NDArray[np.int64], activation: Activation, hidden_size: int
 ) -> Reals:
     """Log probabilities `[S, vocab]` of a window, through the wire's codec at each cut."""
-    start = np.zeros(1, np.int64)
-    states = chain[0].run(0, start, ids, every_position=True)
+    states = chain[0].run(0, [0], ids, every_position=True)
     for session in chain[1:]:
         encoded = encode_states(states, activation)
         if encoded.lost:
             raise unsendable(activation)
         given = decode_states(encoded.payload, activation, 1, ids.shape[1], hidden_size)
-        states = session.run(0, start, given, every_position=True)
+        states = session.run(0, [0], given, every_position=True)
     logits: Reals = states[0].astype(np.float64)
     logits -= logits.max(axis=-1, keepdims=True)
     logits -= np.log(np.exp(logits).sum(axis=-1, keepdims=True))

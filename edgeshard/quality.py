@@ -159,14 +159,13 @@ class _Score:
 
     def add(self, ids: NDArray[np.int64], expected: Sequence[Floats], log_p: torch.Tensor) -> None:
         """Run one window: `expected` holds every unit's output, `log_p` the last one's."""
-        start = np.zeros(1, np.int64)
         own: NDArray[Any] = ids
         given: NDArray[Any] = ids
         for session, sums, wanted in zip(self.sessions, self.sums, expected, strict=True):
-            alone = session.run(0, start, given, every_position=True)
+            alone = session.run(0, [0], given, every_position=True)
             sums.alone += _squared(alone, wanted)
             sums.scale += _squared(wanted, np.float32(0))
-            own = session.run(0, start, own, every_position=True).copy()
+            own = session.run(0, [0], own, every_position=True).copy()
             sums.so_far += _squared(own, wanted)
             given = wanted
         log_q = log_softmax(own[0])

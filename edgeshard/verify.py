@@ -107,10 +107,9 @@ def verify_model(
         on_unit(unit.name)
         shard, _ = fuse(store, model, blob, index, index + 1)
         session = ShardSession.open(store, shard, threads=threads, context=context)
-        start = np.zeros(1, np.int64)
-        alone = session.run(0, start, expected[index - 1] if index else ids, every_position=True)
+        alone = session.run(0, [0], expected[index - 1] if index else ids, every_position=True)
         errors.append(UnitError(unit.name, *_difference(alone, expected[index])))
-        value = session.run(0, start, value, every_position=True).copy()
+        value = session.run(0, [0], value, every_position=True).copy()
         session.close()
     on_unit("greedy tokens")
     found = greedy(store, model, blob, token_ids, num_tokens, context, threads)
@@ -174,7 +173,7 @@ def greedy(
     tokens: list[int] = []
     values, position = np.array([list(token_ids)], np.int64), 0
     for _ in range(num_tokens):
-        logits = session.run(0, np.array([position]), values)
+        logits = session.run(0, [position], values)
         position += values.shape[1]
         tokens.append(int(logits[0].argmax()))
         values = np.array([[tokens[-1]]], np.int64)

@@ -12,17 +12,17 @@ nothing on connections that it already has. Without keys only loopback can be bo
 from __future__ import annotations
 
 import errno
-import ipaddress
-import socket
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import zmq
 import zmq.asyncio
 from zmq.auth.thread import ThreadAuthenticator
 
 from edgeshard.errors import DeviceError, InputError
+from edgeshard.runtime.address import binding
 from edgeshard.runtime.waker import Waker
 
 OLDEST_LIBZMQ = (4, 3, 5)  # older ones can be stopped or crashed by strangers despite CURVE
@@ -33,6 +33,9 @@ PULSE_MS = 800  # of a connection that carries nothing large
 BULK_MS = 60_000  # of one whose signs of life queue behind megabytes: 4 MiB at 1 Mbit/s take 34 s
 RECONNECT_MS = 100
 MAX_RECONNECT_MS = 500
+# Plain numbers: the enumerations cost as much as the calls that take them.
+_NOW, _MORE_NOW = int(zmq.NOBLOCK), int(zmq.SNDMORE | zmq.NOBLOCK)
+_EVENTS, _READABLE = int(zmq.EVENTS), int(zmq.POLLIN)
 
 
 @dataclass(frozen=True)
@@ -45,8 +48,7 @@ class KeyPair:
     @classmethod
     def generate(cls) -> KeyPair:
         """A new pair."""
-        public, secret = zmq.curve_keypair()
-        return cls(public.decode("ascii"), secret.decode("ascii"))
+        return cls(*(half.decode("ascii") for half in zmq.curve_keypair()))
 
     @classmethod
     def of_secret(cls, secret: str) -> KeyPair:
@@ -61,8 +63,7 @@ class KeyPair:
             raise ValueError("not a CURVE key in Z85") from error
 
 
-@dataclass(frozen=True, slots=True)
-class Arrival:
+class Arrival(NamedTuple):
     """A message that a listener took.
 
     Attributes:
@@ -75,11 +76,30 @@ class Arrival:
     frames: list[memoryview]
 
 
-class Listener:
+class _End:
+    """A socket that is closed once; `waiting` is its owner where an event loop waits for it."""
+
+    def __init__(self, socket: zmq.Socket[bytes], waiting: zmq.asyncio.Socket | None) -> None:
+        self.socket = socket
+        self._waiting = waiting
+        self._owner = waiting or socket
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether `close` was called."""
+        return bool(self._owner.closed)
+
+    def close(self, linger_seconds: float = 0.0) -> None:
+        """Close the socket, after at most `linger_seconds` for what is not sent yet."""
+        self._owner.disable_monitor()  # one left attached deafens the context's next sockets
+        self._owner.close(linger=int(linger_seconds * 1000))
+
+
+class Listener(_End):
     """A bound ROUTER socket that takes messages from admitted keys."""
 
     def __init__(self, socket: zmq.Socket[bytes], admitted: Iterable[str] | None) -> None:
-        self.socket = socket
+        super().__init__(socket, None)
         self.refused = 0
         self._admitted = None if admitted is None else frozenset(admitted)
         self._wait_ms = -1
@@ -100,63 +120,56 @@ class Listener:
     def receive(self, seconds: float = 0.0) -> Arrival | None:
         """The next message; None where none comes within `seconds`.
 
-        Waiting here, where a listener is all that is waited for, saves a poll. Parts are copied
-        out of libzmq's memory: there they are not aligned, so arrays would copy them anyway.
+        Waiting here, where a listener is all that is waited for, saves a poll.
         """
-        flags = 0 if seconds else zmq.NOBLOCK
+        if not seconds and not _has_message(self.socket):
+            return None
+        flags = 0 if seconds else _NOW
         if seconds and self._wait_ms != int(seconds * 1000):
             self._wait_ms = int(seconds * 1000)
             self.socket.setsockopt(zmq.RCVTIMEO, self._wait_ms)
         while True:
             try:
-                identity = self.socket.recv(flags, copy=False)
+                identity = part = self.socket.recv(flags, copy=False)
             except zmq.Again:
                 return None
             frames = []
-            while self.socket.getsockopt(zmq.RCVMORE):
-                frames.append(memoryview(self.socket.recv()))
+            while part.more:
+                part = self.socket.recv(copy=False)
+                frames.append(part.buffer)
             key = "" if self._admitted is None else str(identity.get("User-Id"))
             if self._admitted is not None and key not in self._admitted:
                 self.refused += 1
-                flags = zmq.NOBLOCK  # whoever is not admitted prolongs no wait
+                flags = _NOW  # whoever is not admitted prolongs no wait
                 continue
             return Arrival(identity.bytes, key, frames)
 
     def send(self, peer: bytes, frames: Iterable[bytes]) -> bool:
         """Send to a peer; False where it is gone or takes nothing any more."""
         try:
-            self.socket.send_multipart([peer, *frames], zmq.NOBLOCK)
+            _send(self.socket, [peer, *frames])
         except zmq.ZMQError as error:
             if error.errno in (errno.EAGAIN, errno.EHOSTUNREACH):
                 return False
             raise
         return True
 
-    @property
-    def is_closed(self) -> bool:
-        """Whether `close` was called."""
-        return bool(self.socket.closed)
 
-    def close(self, linger_seconds: float = 0.0) -> None:
-        """Close the socket, after at most `linger_seconds` for what is not sent yet."""
-        self.socket.disable_monitor()  # a monitor left attached deafens the context's next sockets
-        self.socket.close(linger=int(linger_seconds * 1000))
-
-
-class Dialer:
+class Dialer(_End):
     """A DEALER socket connected to one listener."""
 
     def __init__(
         self, socket: zmq.Socket[bytes], waiting: zmq.asyncio.Socket | None, endpoint: str
     ) -> None:
-        self.socket = socket
+        super().__init__(socket, waiting)
         self.endpoint = endpoint
-        self._waiting = waiting
 
     def receive(self) -> list[memoryview] | None:
         """The frames of the next message, or None where none is there yet."""
+        if not _has_message(self.socket):
+            return None
         try:
-            frames = self.socket.recv_multipart(zmq.NOBLOCK, copy=False)
+            frames = self.socket.recv_multipart(_NOW, copy=False)
         except zmq.Again:
             return None
         return [frame.buffer for frame in frames]
@@ -164,7 +177,7 @@ class Dialer:
     def send(self, frames: Iterable[bytes | memoryview]) -> bool:
         """Send; False where nobody is connected or the queue is full."""
         try:
-            self.socket.send_multipart(list(frames), zmq.NOBLOCK)
+            _send(self.socket, list(frames))
         except zmq.Again:
             return False
         return True
@@ -184,29 +197,32 @@ class Dialer:
 
     async def wait_connected_async(self, seconds: float) -> bool:
         """As `wait_connected`, for a dialer made with `asynchronous`."""
-        waiting = self._loop_socket().poll(int(seconds * 1000), zmq.POLLOUT)  # type: ignore[call-arg]  # the stub lacks flags
-        return bool(await waiting)
+        return await self._poll_async(seconds, zmq.POLLOUT)
 
     async def wait_async(self, seconds: float) -> bool:
         """As `wait`, for a dialer made with `asynchronous`."""
-        waiting = self._loop_socket().poll(int(seconds * 1000), zmq.POLLIN)  # type: ignore[call-arg]  # the stub lacks flags
-        return bool(await waiting)
+        return await self._poll_async(seconds, zmq.POLLIN)
 
-    def _loop_socket(self) -> zmq.asyncio.Socket:
+    async def _poll_async(self, seconds: float, event: int) -> bool:
         if self._waiting is None:
             raise ValueError("this dialer was not made for an event loop")
-        return self._waiting
+        return bool(await self._waiting.poll(int(seconds * 1000), event))  # type: ignore[call-arg]  # the stub lacks flags
 
-    @property
-    def is_closed(self) -> bool:
-        """Whether `close` was called."""
-        return bool((self.socket if self._waiting is None else self._waiting).closed)
 
-    def close(self, linger_seconds: float = 0.0) -> None:
-        """Close the socket, after at most `linger_seconds` for what is not sent yet."""
-        owner = self.socket if self._waiting is None else self._waiting
-        owner.disable_monitor()
-        owner.close(linger=int(linger_seconds * 1000))
+def _has_message(socket: zmq.Socket[bytes]) -> bool:
+    """Whether one is there; to learn it by receiving's error costs more."""
+    return bool(int(socket.get(_EVENTS)) & _READABLE)
+
+
+def _send(socket: zmq.Socket[bytes], frames: Sequence[bytes | memoryview]) -> None:
+    """All frames as one message, or none of them.
+
+    Raises:
+        zmq.ZMQError: nobody takes it.
+    """
+    for frame in frames[:-1]:
+        socket.send(frame, _MORE_NOW)
+    socket.send(frames[-1], _NOW)
 
 
 Source = Listener | Dialer | Waker
@@ -278,12 +294,7 @@ class Network:
             InputError: the address is not ours, or lies beyond loopback and there are no keys.
             DeviceError: the port is in use.
         """
-        host = _resolve(endpoint)
-        if self._keys is None and not ipaddress.ip_address(host).is_loopback:
-            raise InputError(
-                f"{endpoint} reaches beyond this machine, which needs keys: make them with "
-                "`esc keys`, or bind 127.0.0.1"
-            )
+        address = binding(endpoint, has_keys=self._keys is not None)
         socket = self._context.socket(zmq.ROUTER)
         self._bound_socket(socket, max_bytes, queue, silence_ms)
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
@@ -294,13 +305,10 @@ class Network:
                 self._authenticator.start()
             self._authenticator.configure_curve_callback(domain, listener)
             socket.setsockopt(zmq.CURVE_SERVER, 1)
-            socket.setsockopt_string(zmq.CURVE_PUBLICKEY, self._keys.public)
-            socket.setsockopt_string(zmq.CURVE_SECRETKEY, self._keys.secret)
             socket.setsockopt_string(zmq.ZAP_DOMAIN, domain)
             socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
-        port = endpoint.rpartition(":")[2]
         try:
-            socket.bind(f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}")
+            socket.bind(address)
         except zmq.ZMQError as error:
             listener.close()
             if error.errno == errno.EADDRINUSE:
@@ -344,8 +352,6 @@ class Network:
         socket.setsockopt(zmq.RECONNECT_IVL_MAX, MAX_RECONNECT_MS)
         if self._keys is not None:
             socket.setsockopt_string(zmq.CURVE_SERVERKEY, server_key)
-            socket.setsockopt_string(zmq.CURVE_PUBLICKEY, self._keys.public)
-            socket.setsockopt_string(zmq.CURVE_SECRETKEY, self._keys.secret)
         socket.connect(endpoint)
         dialer = Dialer(socket, waiting, endpoint)
         self._own(dialer)
@@ -373,6 +379,9 @@ class Network:
             (zmq.TCP_KEEPALIVE_IDLE, 30),
         ):
             socket.setsockopt(option, value)
+        if self._keys is not None:
+            socket.setsockopt_string(zmq.CURVE_PUBLICKEY, self._keys.public)
+            socket.setsockopt_string(zmq.CURVE_SECRETKEY, self._keys.secret)
 
     def close(self, linger_seconds: float = 0.0) -> None:
         """Close every socket, after at most `linger_seconds` for what is not sent yet."""
@@ -389,12 +398,3 @@ class Network:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _resolve(endpoint: str) -> str:
-    """The numeric address of an endpoint that we are to bind."""
-    host = endpoint.removeprefix("tcp://").rpartition(":")[0].strip("[]")
-    try:
-        return str(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0])
-    except OSError as error:
-        raise InputError(f"cannot find the address {host!r}: {error.strerror}") from error

@@ -36,6 +36,7 @@ from edgeshard.schemas.model import ModelManifest
 
 START_SECONDS = 15.0
 TURN_SECONDS = 0.25
+CLOCK_SECONDS = 0.05  # a token that is back leaves all else for so long
 MAX_TURN_MESSAGES = 64
 
 
@@ -105,7 +106,7 @@ class Coordinator:
             )
         )
         self._sent: dict[int, float] = {}  # when a step left, by number
-        self._heard = now
+        self._heard = self._next_clock = now
         self._is_traced = False
         self._stop: str | None = None
         self._drain: str | None = None
@@ -187,9 +188,7 @@ class Coordinator:
         try:
             while not (self._drain is not None and desk.is_idle):
                 self._turn(desk)
-                now = time.monotonic()
-                self._check(desk, now)
-                if self._config.tells_figures and self._due.at(now):
+                if self._config.tells_figures and self._due.at(time.monotonic()):
                     blocked = self._outlet.blocked_seconds()
                     tell(Line(figures=self._counts.read(self._schedule, blocked)))
         except Stopped as stopped:
@@ -204,9 +203,12 @@ class Coordinator:
         if self._return in ready:
             self._take_returns(desk)
         self._outlet.flush()
-        if desk is not None:
-            self._handle(desk, events.Clock(time.monotonic()))
-            for gone in desk.probe(time.monotonic()):
+        now = time.monotonic()
+        is_whole = ready != {self._return} or now >= self._next_clock
+        if desk is not None and is_whole:
+            self._next_clock = now + CLOCK_SECONDS
+            self._handle(desk, events.Clock(now))
+            for gone in desk.probe(now):
                 self._handle(desk, gone)
             for event in desk.take():
                 self._handle(desk, event)
@@ -218,6 +220,8 @@ class Coordinator:
         if self._stop is not None:
             raise Stopped(self._stop)
         self._look(time.monotonic())
+        if desk is not None and is_whole:
+            self._check(desk, time.monotonic())
 
     def _look(self, now: float) -> None:
         """Ask the agents for signs of life, and see which of them are connected."""

@@ -313,7 +313,7 @@ class _Stepper:
         else:
             shape = (batch, length, shard.hidden_size)
             values = self._generator.standard_normal(shape, np.float32)
-        self._session.run(0, np.full(batch, context, np.int64), values)
+        self._session.run(0, [context] * batch, values)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ places with a spare one, which the step has written.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -136,7 +137,7 @@ class ShardSession:
     def run(
         self,
         first_slot: int,
-        positions: NDArray[np.int64],
+        positions: Sequence[int],
         values: NDArray[Any],
         *,
         every_position: bool = False,
@@ -145,7 +146,7 @@ class ShardSession:
 
         Args:
             first_slot: slot of the first row.
-            positions: `[B]`, how many positions each row's slot holds already.
+            positions: for each of B rows, how many positions its slot holds already.
             values: token ids `[B, S]` int64, or hidden states `[B, S, hidden]` float32.
             every_position: with the head, give logits of all S positions.
 
@@ -161,10 +162,9 @@ class ShardSession:
         batch, length = values.shape[:2]
         if first_slot < 0 or first_slot + batch > self.slots:
             raise InputError(f"slots [{first_slot}, {first_slot + batch}) of {self.slots}")
-        if int(positions.min()) < 0 or int(positions.max()) + length > self.context:
-            raise InputError(
-                f"{int(positions.max()) + length} positions exceed the context {self.context}"
-            )
+        end = max(positions) + length
+        if min(positions) < 0 or end > self.context:
+            raise InputError(f"{end} positions exceed the context {self.context}")
         if length > (self.shard.kv.max_step or length):
             raise InputError(f"{length} positions in a step, at most {self.shard.kv.max_step}")
         try:
@@ -172,7 +172,7 @@ class ShardSession:
                 return self._run_static(first_slot, positions, values, every_position)
             run_row = self._run_append if self.shard.kv.layout == "append" else self._run_copy
             rows = [
-                run_row(first_slot + i, int(positions[i]), values[i : i + 1], every_position)
+                run_row(first_slot + i, positions[i], values[i : i + 1], every_position)
                 for i in range(batch)
             ]
             return rows[0] if batch == 1 else np.concatenate(rows)
@@ -208,7 +208,7 @@ class ShardSession:
     def _run_static(
         self,
         first_slot: int,
-        positions: NDArray[np.int64],
+        positions: Sequence[int],
         values: NDArray[Any],
         every_position: bool,
     ) -> Floats:
@@ -222,8 +222,8 @@ class ShardSession:
                     del self._bound[next(iter(self._bound))]
                 self._bound[key] = bound
         bound.values[...] = values
-        bound.seqlens[...] = positions + (length - 1)
-        bound.total[0] = int(positions.max()) + length
+        bound.seqlens[...] = [position + length - 1 for position in positions]
+        bound.total[0] = max(positions) + length
         if self._device != "cpu":  # there an input is copied when it is bound
             for name, array in bound.inputs.items():
                 _bind_input(bound.binding, name, array)

@@ -17,9 +17,9 @@ position; nobody gets a token of it.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from msgspec import structs
+from msgspec import Struct, structs
 
 from edgeshard.runtime.parameters import MAX_BIASES
 from edgeshard.runtime.wire import (
@@ -76,8 +76,7 @@ class StageShape:
         return self.payload_bytes(max(self.chunk_tokens, min(self.slots, MAX_ROWS)))
 
 
-@dataclass(frozen=True, slots=True)
-class Compute:
+class Compute(Struct, frozen=True):
     """Run a step; sample where it wants a token.
 
     Attributes:
@@ -92,8 +91,7 @@ class Compute:
     token: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Copy:
+class Copy(Struct, frozen=True):
     """Copy the first positions of a slot to the start of a request's."""
 
     request: int
@@ -102,8 +100,7 @@ class Copy:
     length: int
 
 
-@dataclass(frozen=True, slots=True)
-class Forward:
+class Forward(Struct, frozen=True):
     """Pass a message on: to the next stage, or from the last one to the source."""
 
     message: StageMessage
@@ -298,7 +295,7 @@ class StageCore:
             ahead=last.ahead - 1,
         )
         return [
-            replace(one, token=row.token) if isinstance(one, Compute) else one
+            structs.replace(one, token=row.token) if isinstance(one, Compute) else one
             for one in self._step(step, self.shape.payload_bytes(1))
         ]
 

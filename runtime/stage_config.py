@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -19,7 +19,7 @@ class Session(Protocol):
     """What computes a shard; see `edgeshard.runtime.session.ShardSession`."""
 
     def run(
-        self, first_slot: int, positions: NDArray[np.int64], values: NDArray[np.generic]
+        self, first_slot: int, positions: Sequence[int], values: NDArray[np.generic]
     ) -> NDArray[np.float32]:
         """Run `[B, S]` token ids or `[B, S, hidden]` states; logits `[B, vocab]` with the head."""
         ...

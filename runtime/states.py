@@ -10,7 +10,7 @@ type cannot hold (NaN, infinity, beyond the range of fp16) is named, never round
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,8 +27,7 @@ SMALLEST_PEAK = np.float32(2.0**-100)  # of a block below it all codes are 0: it
 LARGEST_HALF = 65504
 
 
-@dataclass(frozen=True, slots=True)
-class Encoded:
+class Encoded(NamedTuple):
     """States as bytes.
 
     Attributes:
@@ -63,7 +62,7 @@ def decode_states(
     shape = (num_rows, num_tokens, hidden_size)
     if activation == "fp32":
         states = np.frombuffer(payload, np.float32).reshape(shape)
-        return np.require(states, requirements=["C", "A"])
+        return states if states.flags.aligned else states.copy()
     if activation == "fp16":
         halves = np.frombuffer(payload, np.float16)
         _refuse_unless(bool(np.isfinite(halves).all()), "a value")

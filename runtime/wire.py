@@ -17,6 +17,7 @@ major version is refused by name, and no size is believed that we can work out o
 
 from __future__ import annotations
 
+import struct
 from typing import Annotated, Generic, TypeVar
 
 import msgspec
@@ -36,8 +37,10 @@ MAX_LIKELY = 20  # alternatives of a token
 MAX_TEXT = 400
 MAX_AHEAD = 255
 MAX_TIMED_STAGES = 48  # what fits into a header beside the rows
-_NUMBER_BYTES = 8
 _PREFIX = bytes([ord("E"), ord("S"), MAJOR, MINOR])
+_MARK = _PREFIX[:3]  # minor versions understand each other
+_NUMBER = struct.Struct("<Q")
+_NUMBERED_BYTES = len(_PREFIX) + _NUMBER.size
 
 Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Positive = Annotated[int, Meta(ge=1, le=2**31)]
@@ -181,6 +184,12 @@ class Step(Message, frozen=True):
     states: Activation = "fp32"
     ahead: Annotated[int, Meta(ge=0, le=MAX_AHEAD)] = 0
 
+    def onward(self, seconds: float, marks: MarksOfStages | None, states: Activation) -> Step:
+        """The same step for the next stage; given whole, as changing a copy costs more."""
+        number, rows, num_tokens = self.number, self.rows, self.num_tokens
+        place = (self.epoch, number, self.slot, rows, num_tokens, self.wants_token)
+        return Step(*place, seconds, marks, states, self.ahead)
+
 
 class Halt(Message, frozen=True):
     """Stage 0 adds one more step of a request at most, and then leaves it to the source."""
@@ -287,7 +296,7 @@ def encode(message: msgspec.Struct) -> bytes:
 
 def encode_numbered(number: int, message: msgspec.Struct) -> bytes:
     """The header bytes of a message on a hop that counts them."""
-    return _PREFIX + number.to_bytes(_NUMBER_BYTES, "little") + _encoder.encode(message)
+    return _PREFIX + _NUMBER.pack(number) + _encoder.encode(message)
 
 
 class Codec(Generic[T]):
@@ -312,25 +321,27 @@ class Codec(Generic[T]):
         Raises:
             ProtocolError: as `decode`.
         """
-        start = len(_PREFIX) + _NUMBER_BYTES
-        message = self._read(header, start)
-        return int.from_bytes(header[len(_PREFIX) : start], "little"), message
+        message = self._read(header, _NUMBERED_BYTES)
+        return _NUMBER.unpack_from(header, len(_PREFIX))[0], message
 
     def _read(self, header: bytes | memoryview, start: int) -> T:
         if len(header) > self._max_bytes:
             raise ProtocolError(f"header has {len(header)} bytes, at most {self._max_bytes} may be")
-        prefix = bytes(header[:4])
-        if prefix[:2] != b"ES" or len(prefix) < 4:
-            raise ProtocolError("message does not start with the protocol's mark")
-        if prefix[2] != MAJOR:
-            raise ProtocolError(
-                f"peer speaks protocol {prefix[2]}.{prefix[3]}, this version speaks "
-                f"{MAJOR}.{MINOR}: install the same edgeshard on both"
-            )
+        if header[: len(_MARK)] != _MARK or len(header) < start:
+            raise ProtocolError(_mark_problem(bytes(header[:4])))
         try:
             return self._decoder.decode(header[start:])
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             raise ProtocolError(f"message is not what the protocol says: {error}") from error
+
+
+def _mark_problem(prefix: bytes) -> str:
+    if prefix[:2] != b"ES" or len(prefix) < 4 or prefix[2] == MAJOR:
+        return "message does not start with the protocol's mark, or ends there"
+    return (
+        f"peer speaks protocol {prefix[2]}.{prefix[3]}, this version speaks "
+        f"{MAJOR}.{MINOR}: install the same edgeshard on both"
+    )
 
 
 stage_codec: Codec[StageMessage] = Codec(StageMessage)

@@ -16,8 +16,8 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 import numpy as np
@@ -51,6 +51,8 @@ from edgeshard.runtime.wire import (
     stage_codec,
 )
 from edgeshard.system import pin_thread
+
+T = TypeVar("T")
 
 
 class Worker:
@@ -122,9 +124,9 @@ class Worker:
             else:
                 arrival = self._listener.receive(0.0 if self._own else LOOK_SECONDS)
                 if arrival is not None:
-                    self._take(partial(self._apply, arrival))
+                    self._take(self._apply, arrival)
                 elif self._own:
-                    self._take(partial(self._follow, self._own.popleft()))
+                    self._take(self._follow, self._own.popleft())
             self._look(time.monotonic())
 
     def _look(self, now: float) -> None:
@@ -140,9 +142,9 @@ class Worker:
         if self._config.tells_figures and self._due.at(now):
             self._tell(Line(figures=self._figures()))
 
-    def _take(self, apply: Callable[[], None]) -> None:
+    def _take(self, apply: Callable[[T], None], what: T) -> None:
         try:
-            apply()
+            apply(what)
         except ProtocolError as error:
             self._core.counts["refused"] += 1
             self._core.problems.append(str(error))
@@ -207,9 +209,9 @@ class Worker:
     def _compute(self, work: Compute, payload: memoryview, taken: float) -> None:
         step = work.step
         try:
-            values, positions = self._values(step, payload), np.array(work.positions, np.int64)
+            values = self._values(step, payload)
             started = time.perf_counter()
-            result = self._session.run(step.slot, positions, values)
+            result = self._session.run(step.slot, work.positions, values)
             rows = self._sampled(work, result) if self._shape.is_last else ()
         except Exception as error:  # whatever a kernel raises ends these requests, not the stage
             for row in step.rows:
@@ -225,11 +227,7 @@ class Worker:
         if self._shape.is_last:
             self._give(Token(step.epoch, step.number, rows, seconds, marks, step.ahead))
         elif data is not None:
-            gives = self._config.gives
-            onward = msgspec.structs.replace(
-                step, compute_seconds=seconds, marks=marks, states=gives
-            )
-            self._outlet.send(onward, data)
+            self._outlet.send(step.onward(seconds, marks, self._config.gives), data)
         self._counts.step_seconds.add(computed - started)
         self._counts.positions += step.num_tokens * len(step.rows)
 
@@ -275,11 +273,11 @@ class Worker:
         if not self._shape.takes_tokens:
             shape = self._shape
             return decode_states(payload, shape.takes, num_rows, step.num_tokens, shape.hidden_size)
-        tokens = np.frombuffer(payload, np.int64)
+        tokens = np.frombuffer(payload, np.int64).copy()  # aligned now
         vocab_size = self._config.shard.vocab_size
-        if tokens.min() < 0 or tokens.max() >= vocab_size:
+        if tokens.view(np.uint64).max() >= vocab_size:  # so none is negative
             raise ProtocolError(f"a token id is not below {vocab_size}")
-        return np.require(tokens.reshape(num_rows, -1), requirements=["C", "A"])
+        return tokens.reshape(num_rows, -1)
 
     def _report(self) -> None:
         if self._core.open_slots != self._open_slots:

@@ -131,7 +131,7 @@ def test_a_cut_changes_no_token(store: Store) -> None:
     for _ in range(16):
         length = values.shape[1]
         for session in sessions:
-            values = session.run(0, np.array([position]), values)
+            values = session.run(0, [position], values)
         position += length
         tokens.append(int(np.asarray(values)[0].argmax()))
         values = np.array([[tokens[-1]]], np.int64)

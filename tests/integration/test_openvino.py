@@ -49,8 +49,8 @@ store = Store(Path(store))
 shard = store.shard(files.read(Path(shard), Blob))
 session = ShardSession.open(store, shard, provider=provider, threads=1, context=256)
 values = np.load(values)
-first = session.run(0, np.zeros(1, np.int64), values[:, :9], every_position=True)
-rest = session.run(0, np.full(1, 9), values[:, 9:], every_position=True)
+first = session.run(0, [0], values[:, :9], every_position=True)
+rest = session.run(0, [9], values[:, 9:], every_position=True)
 np.save(out, np.concatenate([first, rest], 1))
 """
 pytestmark = pytest.mark.skipif(

@@ -40,7 +40,7 @@ def test_a_window_runs(
     generator = np.random.default_rng(0)
     hidden = generator.standard_normal((1, 5, model.manifest.hidden_size)).astype(np.float32)
     values = np.ones((1, 5), np.int64) if unit == 0 else hidden
-    result = session.run(0, np.zeros(1, np.int64), values)
+    result = session.run(0, [0], values)
     assert np.isfinite(result).all()
     is_head = unit == NUM_BLOCKS + 1
     assert result.shape == ((1, VOCAB) if is_head else (1, 5, model.manifest.hidden_size))

@@ -204,14 +204,14 @@ def _ids(*tokens: int) -> np.ndarray:
 @pytest.mark.parametrize("target", ["ort", "portable"])
 def test_positions_beyond_the_context_are_refused(target: Target) -> None:
     session = _open(compiled("grouped", "fp32", target), context=8)
-    session.run(0, np.array([0]), _ids(1, 2, 3, 4, 5, 6, 7, 8))
+    session.run(0, [0], _ids(1, 2, 3, 4, 5, 6, 7, 8))
 
     with pytest.raises(InputError, match="9 positions exceed the context 8"):
-        session.run(0, np.array([8]), _ids(1))
+        session.run(0, [8], _ids(1))
     with pytest.raises(InputError, match="9 positions exceed the context 8"):
-        session.run(0, np.array([0]), _ids(*range(9)))
+        session.run(0, [0], _ids(*range(9)))
     with pytest.raises(InputError, match="exceed"):
-        session.run(0, np.array([-1]), _ids(1))
+        session.run(0, [-1], _ids(1))
 
 
 @pytest.mark.parametrize(("slot", "rows"), [(2, 1), (1, 2), (0, 3), (-1, 1)])
@@ -219,7 +219,7 @@ def test_rows_beyond_the_slots_are_refused(slot: int, rows: int) -> None:
     session = _open(compiled("grouped"), slots=2, context=8)
 
     with pytest.raises(InputError, match=rf"slots \[{slot}, {slot + rows}\) of 2"):
-        session.run(slot, np.zeros(rows, np.int64), np.ones((rows, 1), np.int64))
+        session.run(slot, [0] * rows, np.ones((rows, 1), np.int64))
 
 
 def test_a_context_beyond_the_models_is_refused() -> None:
@@ -237,7 +237,7 @@ def test_a_token_beyond_the_vocabulary_is_the_devices_error() -> None:
     session = _open(compiled("grouped"), context=8)
 
     with pytest.raises(DeviceError, match="ONNX Runtime failed in a step"):
-        session.run(0, np.array([0]), _ids(VOCAB))
+        session.run(0, [0], _ids(VOCAB))
 
 
 @pytest.mark.parametrize("what", ["graph", "weights"])

@@ -7,6 +7,7 @@ or a repeated step changes the tokens. `provider` chooses the behaviour: see `Do
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,9 +51,9 @@ class DoubleSession:
         self._ballast = np.ones(300 * 2**20, np.uint8) if provider == "greedy" else None
 
     def run(
-        self, first_slot: int, positions: NDArray[np.int64], values: NDArray[np.generic]
+        self, first_slot: int, positions: Sequence[int], values: NDArray[np.generic]
     ) -> NDArray[np.float32]:
-        position = int(positions.max())
+        position = max(positions)
         if self._provider == "slow":
             threading.Event().wait(0.01)
         if self._provider == "hang" and position >= 8:
@@ -116,7 +117,7 @@ def expected(
     tokens: list[int] = []
     values, position = np.frombuffer(prompt, np.uint8).astype(np.int64), 0
     while len(tokens) < num_tokens:
-        logits = session.run(0, np.array([position]), values[None])
+        logits = session.run(0, [position], values[None])
         position += len(values)
         tokens.append(draw(logits[0], 0, wishes, position).token or 0)
         values = np.array(tokens[-1:], np.int64)

@@ -184,7 +184,7 @@ class Chain(AbstractContextManager["Chain"]):
     ) -> NDArray[np.float32]:
         """Logits `[B, vocab]` after a step of one row, or of several rows of equal length."""
         values: NDArray[Any] = np.array(tokens, np.int64, ndmin=2)
-        places = np.array(positions, np.int64, ndmin=1)
+        places = [positions] if isinstance(positions, int) else positions
         for session, link in zip(self._sessions, (*self._links, "fp32"), strict=True):
             values = session.run(slot, places, values, every_position=every_position).copy()
             if link != "fp32":
