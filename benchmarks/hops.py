@@ -7,23 +7,36 @@ tests' double, which has no kernels. In each round both answer the same request,
 difference of the times a token, divided by the stages that one has more, is what a stage and its
 hop add: unpacking, the stage's checks, the double's few array operations, packing, the socket and
 waking up. The order changes from round to round.
+
+Beside it stands the floor: rings of SHORT and of LONG processes that pass a frame of the same size
+on, with pyzmq and CURVE and nothing else of ours.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import sys
 import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
+
+import zmq
 
 from edgeshard.runtime.client import Client
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 from support.runtime_chain import connect, deploy_double, local_cluster
+from support.runtime_double import HIDDEN
 
 SHORT, LONG = 3, 6
 NUM_TOKENS = 50
+HEADER_BYTES = 40
 
 
 def token_us(client: Client) -> float:
@@ -34,12 +47,88 @@ def token_us(client: Client) -> float:
         return statistics.median(generation.finish().token_seconds) * 1e6
 
 
-def measure(folder: Path, rounds: int) -> list[tuple[float, float]]:
-    """Microseconds a token of the short and the long chain, a pair for each round."""
-    pairs = []
+def pass_on(pipe: Connection, keys: tuple[bytes, bytes]) -> None:
+    """A process of the ring: what comes goes on, as long as the pipe's other end is there."""
+    public, secret = keys
+    context = zmq.Context()
+    listener, dialer = context.socket(zmq.ROUTER), context.socket(zmq.DEALER)
+    for socket in (listener, dialer):
+        socket.linger, socket.curve_publickey, socket.curve_secretkey = 0, public, secret
+    listener.curve_server, dialer.curve_serverkey = 1, public
+    pipe.send(listener.bind_to_random_port("tcp://127.0.0.1"))
+    dialer.connect(f"tcp://127.0.0.1:{pipe.recv()}")
+    listener.rcvtimeo = 200
+    while not pipe.poll():
+        try:
+            frames = listener.recv_multipart()
+        except zmq.Again:
+            continue
+        dialer.send_multipart(frames[1:])
+    context.destroy()
+
+
+class Ring:
+    """As many processes as a chain has stages, and this one, which starts a frame and times it."""
+
+    def __init__(self, num_processes: int) -> None:
+        spawn = get_context("spawn")
+        keys = zmq.curve_keypair()
+        self._pipes, processes = [], []
+        for _ in range(num_processes):
+            own, other = spawn.Pipe()
+            self._pipes.append(own)
+            processes.append(spawn.Process(target=pass_on, args=(other, keys), daemon=True))
+            processes[-1].start()
+        self._processes = processes
+        self._context = zmq.Context()
+        back, out = self._context.socket(zmq.ROUTER), self._context.socket(zmq.DEALER)
+        for socket in (back, out):
+            socket.linger, socket.curve_publickey, socket.curve_secretkey = 0, *keys
+        back.curve_server, out.curve_serverkey, back.rcvtimeo = 1, keys[0], 10_000
+        ports = [pipe.recv() for pipe in self._pipes]
+        last = back.bind_to_random_port("tcp://127.0.0.1")
+        for pipe, port in zip(self._pipes, [*ports[1:], last], strict=True):
+            pipe.send(port)
+        out.connect(f"tcp://127.0.0.1:{ports[0]}")
+        self._back, self._out = back, out
+
+    def turn_us(self) -> float:
+        """Median microseconds that a frame takes around."""
+        taken = []
+        for _ in range(NUM_TOKENS):
+            started = time.perf_counter()
+            self._out.send_multipart([bytes(HEADER_BYTES), bytes(4 * HIDDEN)])
+            self._back.recv_multipart()
+            taken.append(time.perf_counter() - started)
+        return statistics.median(taken) * 1e6
+
+    def close(self) -> None:
+        """End the processes."""
+        for pipe in self._pipes:
+            pipe.send(None)
+        for process in self._processes:
+            process.join(5)
+        self._context.destroy()
+
+
+@contextmanager
+def ring(num_processes: int) -> Iterator[Ring]:
+    """A ring, ended on leaving."""
+    made = Ring(num_processes)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def measure(folder: Path, rounds: int) -> list[tuple[float, float, float, float]]:
+    """Microseconds of each round: a token of the short and the long chain, a turn of the rings."""
+    found = []
     with (
         local_cluster(folder / "short", num_devices=SHORT) as short,
         local_cluster(folder / "long", num_devices=LONG) as long,
+        ring(SHORT) as few,
+        ring(LONG) as many,
     ):
         deploy_double(short)
         deploy_double(long)
@@ -47,9 +136,10 @@ def measure(folder: Path, rounds: int) -> list[tuple[float, float]]:
             for number in range(rounds + 1):
                 clients = [first, second] if number % 2 else [second, first]
                 times = {id(client): token_us(client) for client in clients}
+                turns = few.turn_us(), many.turn_us()
                 if number:  # the first warms up
-                    pairs.append((times[id(first)], times[id(second)]))
-    return pairs
+                    found.append((times[id(first)], times[id(second)], *turns))
+    return found
 
 
 def main() -> None:
@@ -57,16 +147,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=15)
     rounds = parser.parse_args().rounds
+    os.environ["PYTHONPATH"] = sys.path[-1]  # of the workers, where the double is
     with tempfile.TemporaryDirectory() as folder:
-        pairs = measure(Path(folder), rounds)
+        found = measure(Path(folder), rounds)
+    more = LONG - SHORT
     rows = {
-        f"token, {SHORT} stages": [short for short, _ in pairs],
-        f"token, {LONG} stages": [long for _, long in pairs],
-        "added by a stage": [(long - short) / (LONG - SHORT) for short, long in pairs],
+        f"token, {SHORT} stages": [short for short, _, _, _ in found],
+        f"token, {LONG} stages": [long for _, long, _, _ in found],
+        "added by a stage": [(long - short) / more for short, long, _, _ in found],
+        "of a ring, by a process": [(many - few) / more for _, _, few, many in found],
     }
     for name, values in rows.items():
         middle = statistics.median(values)
-        print(f"{name:<18} {middle:7.0f} us ({min(values):.0f} to {max(values):.0f})")
+        print(f"{name:<24} {middle:7.0f} us ({min(values):.0f} to {max(values):.0f})")
 
 
 if __name__ == "__main__":
