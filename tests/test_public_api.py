@@ -10,6 +10,8 @@ import pytest
 
 import edgeshard
 from edgeshard import errors
+from edgeshard.runtime import wire
+from support.esc import esc
 
 
 def _families() -> list[type[errors.EdgeShardError]]:
@@ -79,3 +81,9 @@ def test_an_import_costs_no_more_than_it_must(module: str, unwanted: tuple[str, 
     )
 
     assert done.stdout.strip() == ""
+
+
+def test_esc_says_its_version_and_the_protocols() -> None:
+    done = esc("--version")
+    assert (done.code, done.err) == (0, "")
+    assert done.out == f"edgeshard {edgeshard.__version__}, protocol {wire.MAJOR}.{wire.MINOR}\n"

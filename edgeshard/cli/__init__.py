@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Annotated
 
 import typer
 
+from edgeshard import __version__
 from edgeshard.cli.agent import agent
 from edgeshard.cli.bench import bench
 from edgeshard.cli.compile import compile_command
@@ -27,6 +29,7 @@ from edgeshard.cli.stop import stop
 from edgeshard.cli.trace import trace
 from edgeshard.cli.verify import verify
 from edgeshard.errors import EdgeShardError
+from edgeshard.runtime.wire import MAJOR, MINOR
 
 app = typer.Typer(
     help="Compile a language model into ONNX shards and run it over the devices you own.",
@@ -34,6 +37,29 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _say_version(is_wanted: bool) -> None:
+    if is_wanted:
+        typer.echo(f"edgeshard {__version__}, protocol {MAJOR}.{MINOR}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            callback=_say_version,
+            is_eager=True,
+            help="Print the version, and that of the protocol: devices of a chain need the same.",
+        ),
+    ] = False,
+) -> None:
+    pass  # the option acts by itself; the help is the app's
+
+
 app.command("compile")(compile_command)
 app.command()(keys)
 app.command()(agent)
