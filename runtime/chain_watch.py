@@ -3,6 +3,9 @@
 Each agent is asked once a second, and tells at once when its stage dies. A device that is gone is
 noticed sooner, by the connection: libzmq answers for an agent that is busy, but for no dead one.
 
+A stage that is blocked is seldom the cause: for `HINT_SECONDS` the one it cannot send to may show
+that it is gone itself.
+
 Rule: a connection that is cut, three seconds of silence, another epoch, or a stage that is not
 ready any more is a problem, named with stage and device.
 """
@@ -17,6 +20,7 @@ from edgeshard.runtime.link_watch import LOOK_SECONDS, LinkWatch
 
 ASK_SECONDS = 1.0
 SILENCE_SECONDS = 3.0
+HINT_SECONDS = 0.75  # two signs of one cause come that near to each other
 
 
 @dataclass
@@ -26,6 +30,7 @@ class _Watched:
     view: StageView | None = None
     is_draining: bool = False
     has_answered: bool = False
+    blocked_since: float | None = None
     link: LinkWatch = field(default_factory=LinkWatch)
 
 
@@ -70,13 +75,18 @@ class ChainWatch:
         stage = self._stages[index]
         stage.heard = max(stage.heard, now)
         stage.view = view
+        is_blocked = view is not None and view.state == "blocked"
+        stage.blocked_since = (stage.blocked_since or now) if is_blocked else None
         stage.is_draining = is_draining
         stage.has_answered = True
 
     @property
     def is_ready(self) -> bool:
         """Whether every stage is known to take steps."""
-        return all(stage.has_answered for stage in self._stages) and self._problem_said() is None
+        return (
+            all(stage.has_answered and stage.blocked_since is None for stage in self._stages)
+            and self._problem_said(0.0) is None
+        )
 
     def problem(self, now: float) -> str | None:
         """Why the chain cannot run, or None."""
@@ -90,7 +100,7 @@ class ChainWatch:
                     f"stage {index} on {stage.device} is lost: its agent does not answer for "
                     f"{SILENCE_SECONDS:.0f} s"
                 )
-        return self._problem_said()
+        return self._problem_said(now)
 
     def draining(self) -> str | None:
         """Which device is about to stop, in words."""
@@ -99,7 +109,7 @@ class ChainWatch:
                 return f"device {stage.device} is stopping"
         return None
 
-    def _problem_said(self) -> str | None:
+    def _problem_said(self, now: float) -> str | None:
         blocked = ""  # by a stage that may be about to say why
         for index, stage in enumerate(self._stages):
             view = stage.view
@@ -110,8 +120,9 @@ class ChainWatch:
                 return f"{where} was stopped"
             if view.epoch != self._epoch or view.index != index:
                 return f"{where} was deployed anew for another chain"
-            if view.state == "blocked":
-                blocked = blocked or f"{where} is blocked: {view.reason}"
+            if stage.blocked_since is not None:
+                if not blocked and now - stage.blocked_since >= HINT_SECONDS:
+                    blocked = f"{where} is blocked: {view.reason}"
             elif view.state != "ready":
                 return f"{where} is {view.state}: {view.reason}"
         return blocked or None

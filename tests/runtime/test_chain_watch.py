@@ -80,7 +80,7 @@ def test_our_own_pause_is_not_their_silence() -> None:
 def test_what_an_agent_says_can_be_a_problem(said: StageView | None, problem: str) -> None:
     watch = ready_watch()
     watch.heard(1, said, False, 0.5)
-    assert watch.problem(0.5) == problem
+    assert watch.problem(1.25) == problem
     assert not watch.is_ready
 
 
@@ -89,6 +89,24 @@ def test_a_stage_that_died_is_named_before_those_that_it_blocks() -> None:
     watch.heard(0, view(0, state="blocked", reason="the connection is cut"), False, 0.5)
     watch.heard(1, view(1, state="failed", reason="killed"), False, 0.5)
     assert watch.problem(0.5) == "stage 1 on phone is failed: killed"
+
+
+def test_a_stage_that_is_gone_is_named_even_where_another_is_blocked_sooner() -> None:
+    watch = ready_watch()
+    watch.saw(1, True, 0.0)
+    watch.heard(0, view(0, state="blocked", reason="the connection is cut"), False, 0.5)
+    watch.saw(1, False, 0.75)
+    assert watch.problem(0.99) is None
+    assert watch.problem(1.0) == "stage 1 on phone is lost: the connection to its agent is cut"
+
+
+def test_a_stage_that_is_not_blocked_any_more_is_no_problem() -> None:
+    watch = ready_watch()
+    watch.heard(0, view(0, state="blocked", reason="no way"), False, 0.5)
+    watch.heard(0, view(0), False, 1.0)
+    watch.heard(0, view(0, state="blocked", reason="no way"), False, 1.5)
+    assert watch.problem(1.5) is None
+    assert watch.problem(2.25) == "stage 0 on laptop is blocked: no way"
 
 
 def test_agents_are_asked_once_a_second() -> None:
