@@ -26,9 +26,10 @@ check: setup
 	@ignored=$$(git ls-files -ci --exclude-standard); \
 	if [ -n "$$ignored" ]; then echo "tracked but ignored: $$ignored"; exit 1; fi
 
-# Two at a time, each file by one: chains take processes of their own. The order is kept, so that the long ones begin early.
+# Two at a time, each file by one, with torch on one thread each; then those that are to have the machine.
 test: setup
-	$(BIN)/python -m pytest -q --durations=10 -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --durations=5 -m "not alone" -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -q --durations=5 -m alone
 
 # onnxruntime-openvino has onnxruntime's import name, so an agent runs it from an environment of its own.
 OPENVINO := .venv-openvino

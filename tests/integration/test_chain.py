@@ -23,7 +23,7 @@ from edgeshard.runtime.wire import Sampling
 from support.runtime_chain import connect, deploy_double, local_cluster, status
 from support.runtime_double import CONTEXT, END, VOCAB, expected
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = [pytest.mark.timeout(60), pytest.mark.alone]
 
 
 @pytest.fixture(scope="module")

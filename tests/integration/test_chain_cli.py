@@ -23,7 +23,7 @@ from edgeshard.runtime.local import LocalCluster
 from support.runtime_chain import deploy_double, local_cluster
 from support.runtime_double import expected
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = [pytest.mark.timeout(60), pytest.mark.alone]
 RUNNER = CliRunner()
 SECRET = "the vault opens at nine"
 

@@ -17,7 +17,7 @@ from edgeshard.runtime.local import LocalCluster
 from support.runtime_chain import connect, deploy_double, family, local_cluster, status
 from support.runtime_double import expected
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = [pytest.mark.timeout(60), pytest.mark.alone]
 LIMIT_SECONDS = 5.0
 
 

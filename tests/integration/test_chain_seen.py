@@ -17,7 +17,7 @@ from edgeshard.runtime.local import LocalCluster
 from support.runtime_chain import connect, deploy_double, local_cluster
 from support.runtime_double import expected
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = [pytest.mark.timeout(60), pytest.mark.alone]
 SECRET = "xylophone zeppelin"
 TOKENS = 20
 LIMIT_SECONDS = 10.0

@@ -17,7 +17,7 @@ from edgeshard.runtime.replicas import Replicas
 from support.runtime_chain import deploy_double, local_cluster, status
 from support.runtime_double import SLOTS, expected
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = [pytest.mark.timeout(60), pytest.mark.alone]
 LIMIT_SECONDS = 10.0
 LONG = {"raw": True, "max_tokens": 50, "ignore_eos": True}
 
