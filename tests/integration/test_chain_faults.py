@@ -100,6 +100,26 @@ def test_a_stage_that_freezes_alone_is_noticed_by_the_one_before(
     assert serves(client)
 
 
+def test_a_stage_that_stands_still_for_a_moment_holds_up_everyone_and_loses_nothing(
+    cluster: LocalCluster, client: Client
+) -> None:
+    deploy_double(cluster, "slow")
+    words = ("x", "yes", "zebra")
+    running = [client.generate(word, raw=True, max_tokens=60, ignore_eos=True) for word in words]
+    for generation in running:
+        next(generation)
+    worker = psutil.Process(status(cluster, 1).stage_pid)
+    worker.suspend()
+    try:
+        time.sleep(0.45)  # shorter than what counts as gone
+    finally:
+        worker.resume()
+    for word, generation in zip(words, running, strict=True):
+        result = generation.finish()
+        assert list(result.token_ids) == expected(word.encode(), 60)
+        assert max(result.token_seconds) >= 0.4
+
+
 def test_a_deadline_ends_an_answer_as_it_is(cluster: LocalCluster, client: Client) -> None:
     deploy_double(cluster, "slow")
     result = client.generate(
