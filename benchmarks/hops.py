@@ -29,6 +29,7 @@ from pathlib import Path
 import zmq
 
 from edgeshard.runtime.client import Client
+from edgeshard.runtime.wire import Row, Step, encode_numbered
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 from support.runtime_chain import connect, deploy_double, local_cluster
@@ -36,7 +37,8 @@ from support.runtime_double import HIDDEN
 
 SHORT, LONG = 3, 6
 NUM_TOKENS = 50
-HEADER_BYTES = 40
+LIMIT_SECONDS = 10.0
+HEADER = encode_numbered(1000, Step(2**62, 1000, 0, (Row(1, 100),), 1, True))
 
 
 def token_us(client: Client) -> float:
@@ -45,6 +47,13 @@ def token_us(client: Client) -> float:
         "hello", raw=True, max_tokens=NUM_TOKENS, temperature=0, ignore_eos=True
     ) as generation:
         return statistics.median(generation.finish().token_seconds) * 1e6
+
+
+def port_from(pipe: Connection) -> int:
+    """The port that the other end binds."""
+    if not pipe.poll(LIMIT_SECONDS):
+        raise SystemExit(f"a process of the ring says no port within {LIMIT_SECONDS:.0f} s")
+    return int(pipe.recv())
 
 
 def pass_on(pipe: Connection, keys: tuple[bytes, bytes]) -> None:
@@ -56,7 +65,7 @@ def pass_on(pipe: Connection, keys: tuple[bytes, bytes]) -> None:
         socket.linger, socket.curve_publickey, socket.curve_secretkey = 0, public, secret
     listener.curve_server, dialer.curve_serverkey = 1, public
     pipe.send(listener.bind_to_random_port("tcp://127.0.0.1"))
-    dialer.connect(f"tcp://127.0.0.1:{pipe.recv()}")
+    dialer.connect(f"tcp://127.0.0.1:{port_from(pipe)}")
     listener.rcvtimeo = 200
     while not pipe.poll():
         try:
@@ -84,8 +93,12 @@ class Ring:
         back, out = self._context.socket(zmq.ROUTER), self._context.socket(zmq.DEALER)
         for socket in (back, out):
             socket.linger, socket.curve_publickey, socket.curve_secretkey = 0, *keys
-        back.curve_server, out.curve_serverkey, back.rcvtimeo = 1, keys[0], 10_000
-        ports = [pipe.recv() for pipe in self._pipes]
+        back.curve_server, out.curve_serverkey, back.rcvtimeo = (
+            1,
+            keys[0],
+            int(LIMIT_SECONDS * 1000),
+        )
+        ports = [port_from(pipe) for pipe in self._pipes]
         last = back.bind_to_random_port("tcp://127.0.0.1")
         for pipe, port in zip(self._pipes, [*ports[1:], last], strict=True):
             pipe.send(port)
@@ -97,7 +110,7 @@ class Ring:
         taken = []
         for _ in range(NUM_TOKENS):
             started = time.perf_counter()
-            self._out.send_multipart([bytes(HEADER_BYTES), bytes(4 * HIDDEN)])
+            self._out.send_multipart([HEADER, bytes(4 * HIDDEN)])
             self._back.recv_multipart()
             taken.append(time.perf_counter() - started)
         return statistics.median(taken) * 1e6
@@ -107,7 +120,7 @@ class Ring:
         for pipe in self._pipes:
             pipe.send(None)
         for process in self._processes:
-            process.join(5)
+            process.join(LIMIT_SECONDS)
         self._context.destroy()
 
 

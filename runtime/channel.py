@@ -80,9 +80,8 @@ class _End:
     """A socket that is closed once; `waiting` is its owner where an event loop waits for it."""
 
     def __init__(self, socket: zmq.Socket[bytes], waiting: zmq.asyncio.Socket | None) -> None:
-        self.socket = socket
-        self._waiting = waiting
-        self._owner = waiting or socket
+        self.socket, self._waiting = socket, waiting
+        self._owner = socket if waiting is None else waiting
 
     @property
     def is_closed(self) -> bool:
@@ -206,7 +205,9 @@ class Dialer(_End):
     async def _poll_async(self, seconds: float, event: int) -> bool:
         if self._waiting is None:
             raise ValueError("this dialer was not made for an event loop")
-        return bool(await self._waiting.poll(int(seconds * 1000), event))  # type: ignore[call-arg]  # the stub lacks flags
+        poller = zmq.asyncio.Poller()
+        poller.register(self._waiting, event)
+        return bool(await poller.poll(int(seconds * 1000)))
 
 
 def _has_message(socket: zmq.Socket[bytes]) -> bool:
@@ -215,11 +216,7 @@ def _has_message(socket: zmq.Socket[bytes]) -> bool:
 
 
 def _send(socket: zmq.Socket[bytes], frames: Sequence[bytes | memoryview]) -> None:
-    """All frames as one message, or none of them.
-
-    Raises:
-        zmq.ZMQError: nobody takes it.
-    """
+    """All frames as one message; raises `zmq.ZMQError` with none sent where nobody takes it."""
     for frame in frames[:-1]:
         socket.send(frame, _MORE_NOW)
     socket.send(frames[-1], _NOW)

@@ -36,7 +36,7 @@ from edgeshard.schemas.model import ModelManifest
 
 START_SECONDS = 15.0
 TURN_SECONDS = 0.25
-CLOCK_SECONDS = 0.05  # a token that is back leaves all else for so long
+CLOCK_SECONDS = 0.05  # at most between looks at deadlines and failures where only tokens come
 MAX_TURN_MESSAGES = 64
 
 

@@ -74,14 +74,21 @@ def test_our_own_pause_is_not_their_silence() -> None:
         (view(1, epoch=8), "stage 1 on phone was deployed anew for another chain"),
         (view(0), "stage 1 on phone was deployed anew for another chain"),
         (view(1, state="failed", reason="killed"), "stage 1 on phone is failed: killed"),
-        (view(1, state="blocked", reason="no way"), "stage 1 on phone is blocked: no way"),
     ],
 )
 def test_what_an_agent_says_can_be_a_problem(said: StageView | None, problem: str) -> None:
     watch = ready_watch()
     watch.heard(1, said, False, 0.5)
-    assert watch.problem(1.25) == problem
+    assert watch.problem(0.5) == problem
     assert not watch.is_ready
+
+
+def test_a_stage_that_stays_blocked_is_a_problem_and_at_once_not_ready() -> None:
+    watch = ready_watch()
+    watch.heard(1, view(1, state="blocked", reason="no way"), False, 0.5)
+    assert not watch.is_ready
+    assert watch.problem(1.2) is None
+    assert watch.problem(1.25) == "stage 1 on phone is blocked: no way"
 
 
 def test_a_stage_that_died_is_named_before_those_that_it_blocks() -> None:
