@@ -76,7 +76,7 @@ class Encoding:
 
     @property
     def read_bits(self) -> int:
-        """Bits of a code as a kernel reads it; none reads 6 (docs/adr/0035)."""
+        """Bits of a code as a kernel reads it; none reads 6 (docs/adr/0017)."""
         return 8 if self.bits == 6 else self.bits
 
     @property
