@@ -39,7 +39,7 @@ COSTS = {
 }
 OTHER_COST = 0.03
 # Of `mixed` unless a person asks for others: within 1 % of fp32's perplexity on SmolLM2-135M.
-DEFAULT_BITS = 7.0
+DEFAULT_BITS = 7.5
 MAX_ROWS = 256  # of a matrix's first piece are looked at: its error to a few per cent
 
 

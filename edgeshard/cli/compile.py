@@ -72,7 +72,7 @@ def compile_command(
     bits: Annotated[
         float | None,
         typer.Option(
-            min=4, max=32, help="With --precision mixed: most that a weight may take; 7 without it."
+            min=4, max=32, help="With --precision mixed: most that a weight may take; else 7.5."
         ),
     ] = None,
     calibrate: Annotated[
