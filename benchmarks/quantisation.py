@@ -211,6 +211,8 @@ def encoding_of(parts: dict[str, Any]) -> Encoding:
     block_bytes = parts["codes"].shape[1] // parts["scales"].shape[1]
     if "zeros" in parts:
         return Encoding("zero_blocks", 4, 2 * block_bytes)
+    if block_bytes % 3 == 0:
+        return Encoding("step_blocks", 6, block_bytes * 4 // 3)
     return Encoding("step_blocks", 8, block_bytes)
 
 

@@ -19,7 +19,7 @@ QUANTISED_AS_BYTES = "Q"  # GGUF's block types all start so; those we cannot imp
 
 @dataclass(frozen=True)
 class Wish:
-    """What a model is to be: `bits` belong to the precision `mixed`."""
+    """What a model is to be: `bits` belong to the precision `mixed`, which has a default."""
 
     precision: Precision
     target: Target
@@ -33,15 +33,17 @@ def choose_encodings(
     """Choose the encodings of all matrices.
 
     Raises:
-        InputError: `bits` are missing, out of reach or asked of another precision than `mixed`.
+        InputError: `bits` are out of reach or asked of another precision than `mixed`.
     """
-    if (wish.precision == "mixed") != (wish.bits is not None):
-        raise InputError("--precision mixed and --bits belong together: give both or none")
+    if wish.precision != "mixed" and wish.bits is not None:
+        raise InputError(
+            f"--bits {wish.bits:g} is for --precision mixed, not {wish.precision}; leave it out"
+        )
     stored = {weight: checkpoint.stored_type(weight) for weight in matrices}
-    if wish.bits is not None:
+    if wish.precision == "mixed":
         for kind in sorted(set(stored.values())):
             if kind.startswith(QUANTISED_AS_BYTES):
-                notice(f"{kind} tensors are requantised to int4 and int8")
+                notice(f"{kind} tensors are requantised to 4, 6 and 8 bits")
         return mix(checkpoint, matrices, wish.bits, wish.calibration)
     chosen = {
         weight: choose_encoding(

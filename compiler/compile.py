@@ -103,7 +103,7 @@ def compile_model(
         variants: further targets; each gives graphs of its own over the same weights.
         context: positions of the cache for targets that fix them in the graph.
         jobs: units at once; None: as many as processors, at most 8.
-        bits: with mixed, most that a parameter may take on average.
+        bits: with mixed, most that a parameter may take on average; None: see `mixture.py`.
         calibration: which columns and matrices count more, for what is quantised here.
         on_progress: told at every piece, from several threads but never at once.
 
@@ -268,7 +268,7 @@ class _Compilation:
             whole = [Piece(name, 0, table) for name, table in rope.items()]
             shared[table_blob(kind)] = write_blob(self.store, layout, whole)
         if self.target == "portable":
-            for bits in sorted({e.bits for e in self.encodings.values() if e.kind != "float"}):
+            for bits in sorted({e.read_bits for e in self.encodings.values() if e.kind != "float"}):
                 zeros = np.full(self._most_zeros(bits), {4: 0x88, 8: 0x80}[bits], np.uint8)
                 shared[f"zeros{bits}"] = write_blob(
                     self.store, {"zeros": (np.uint8, zeros.shape)}, [Piece("zeros", 0, zeros)]
@@ -288,7 +288,7 @@ class _Compilation:
         sizes = [0]
         for weights in products:
             encoding = self.encodings[weights[0]]
-            if encoding.kind != "float" and encoding.bits == bits:
+            if encoding.kind != "float" and encoding.read_bits == bits:
                 values = sum(int(np.prod(self.checkpoint.shape(weight))) for weight in weights)
                 sizes.append(-(-values // encoding.block * bits // 8))
         return max(sizes)

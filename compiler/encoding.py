@@ -10,6 +10,7 @@
     step_blocks    codes    as above
                    scales   i8  [N, K/block]
                    steps    f32 [N, 1]              w = step · scale · (code − 2^(bits−1))
+                   or, with 6 bits, codes  u8 [N, 3K/4]  codes of 8 bits without their lowest two
     zero_blocks    the same, and
                    zeros    u8  [N, ⌈K/block/2⌉]  low nibble first
                                                     w = step · scale · (code − zero)
@@ -74,6 +75,11 @@ class Encoding:
         return parts
 
     @property
+    def read_bits(self) -> int:
+        """Bits of a code as a kernel reads it; none reads 6 (docs/adr/0017)."""
+        return 8 if self.bits == 6 else self.bits
+
+    @property
     def has_steps(self) -> bool:
         """Whether a scale is a byte that counts steps of its row."""
         return self.kind in ("step_blocks", "zero_blocks")
@@ -108,7 +114,7 @@ def block_encoding(bits: int, columns: int, *, fine: bool = False) -> Encoding:
     than the rounding of the activations.
 
     Args:
-        bits: 4 or 8.
+        bits: 4, 6 or 8.
         columns: length of a row.
         fine: blocks of 32 at 4 bits: less lost for a stored bit, at the price of speed.
     """
@@ -172,7 +178,8 @@ def quantise(
     parts: dict[str, Array] = {
         "scales": scales,
         "codes": _pack(codes, encoding.bits),
-        "steps": steps,
+        # In steps of the codes that are read: one of 6 bits is read four times as large.
+        "steps": steps * np.float32(2.0 ** (encoding.bits - encoding.read_bits)),
     }
     if with_zeros:
         odd = shape[1] % 2
@@ -217,12 +224,14 @@ def decode(parts: dict[str, Array], encoding: Encoding) -> Floats:
     rows = codes.shape[0]
     if encoding.bits == 4:
         codes = _unpack(codes)
+    elif encoding.bits == 6:
+        codes = _unpack_sixes(codes)
     blocks = codes.reshape(rows, -1, encoding.block).astype(np.float32)
     if encoding.kind == "zero_blocks":
         zeros = _unpack(np.asarray(parts["zeros"], np.uint8))
         blocks -= zeros[:, : blocks.shape[1], None]
     else:
-        blocks -= 2 ** (encoding.bits - 1)
+        blocks -= 2 ** (encoding.read_bits - 1)
     scales = np.asarray(parts["scales"], np.float32)
     if encoding.has_steps:
         scales = scales * np.asarray(parts["steps"], np.float32)
@@ -235,9 +244,24 @@ def decode(parts: dict[str, Array], encoding: Encoding) -> Floats:
 def _pack(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
     if bits == 8:
         return codes
+    if bits == 6:
+        return _pack_sixes(codes)
     packed = np.empty((codes.shape[0], codes.shape[1] // 2), np.uint8)
     pack_nibbles(np.ascontiguousarray(codes).reshape(-1), packed.reshape(-1))
     return packed
+
+
+def _pack_sixes(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Three quarters of a row, a code a byte; above them, two bits each, the codes of the last."""
+    own, last = np.split(codes, [codes.shape[1] * 3 // 4], axis=1)
+    shared = np.concatenate([last >> bit & 3 for bit in (0, 2, 4)], axis=1)
+    return np.asarray(own | shared << 6, np.uint8)
+
+
+def _unpack_sixes(packed: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Codes of 8 bits whose lowest two are 0, as `Lowering.six_bit_codes` makes them."""
+    low, middle, high = np.split(packed >> 6, 3, axis=1)
+    return np.concatenate((packed << 2, low << 2 | middle << 4 | high << 6), axis=1)
 
 
 def _unpack(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:

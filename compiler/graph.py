@@ -19,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 MICROSOFT = "com.microsoft"
 # IR 8 is what ONNX Runtime 1.12 reads; 4-bit types need IR 10 (1.18).
-IR_VERSIONS = {17: 8, 21: 10}
+IR_VERSIONS = {17: 8, 18: 8, 21: 10}
 _BYTES = {
     **{TensorProto.FLOAT: 4, TensorProto.FLOAT16: 2, TensorProto.BFLOAT16: 2},
     **{TensorProto.INT8: 1, TensorProto.UINT8: 1, TensorProto.UINT4: 0.5},

@@ -33,7 +33,7 @@ class OrtLowering(Lowering):
     kv_layout = "static"
     float_opset = 17
     block_opset = 17
-    min_runtimes: Mapping[int, str] = {17: "1.23"}
+    min_runtimes: Mapping[int, str] = {17: "1.23", 18: "1.23"}
 
     def norm(self, graph: GraphBuilder, x: str, weight: str, epsilon: float) -> str:
         """See `Lowering.norm`."""
@@ -50,8 +50,13 @@ class OrtLowering(Lowering):
             matrix = graph.weight(f"{weight}.weight", self.float_type, (rows, columns))
             return graph.op("FusedMatMul", [x, matrix], domain=MICROSOFT, at=at, transB=1)
         blocks = columns // encoding.block
-        stride = encoding.block * encoding.bits // 8
-        codes = graph.weight(f"{weight}.codes", TensorProto.UINT8, (rows, blocks, stride))
+        if encoding.bits == 6:
+            codes = self.six_bit_codes(graph, weight, rows, columns)
+            shape = graph.integers(rows, blocks, encoding.block)
+            codes = graph.op("Reshape", [codes, shape], at=at)
+        else:
+            stride = encoding.block * encoding.bits // 8
+            codes = graph.weight(f"{weight}.codes", TensorProto.UINT8, (rows, blocks, stride))
         scales = self.scales(graph, weight, encoding, rows, blocks)
         y = graph.op(
             "MatMulNBits",
@@ -60,7 +65,7 @@ class OrtLowering(Lowering):
             at=at,
             K=columns,
             N=rows,
-            bits=encoding.bits,
+            bits=encoding.read_bits,
             block_size=encoding.block,
             accuracy_level=ACCURACY_LEVEL,
         )
@@ -94,6 +99,8 @@ class OrtLowering(Lowering):
         if encoding.kind == "float":
             matrix = graph.weight(f"{weight}.weight", self.float_type, (rows, columns))
             return graph.op("Gather", [matrix, tokens])
+        if encoding.bits == 6:
+            return self.six_bit_rows(graph, tokens, weight, encoding)
         blocks = columns // encoding.block
         width = columns * encoding.bits // 8
         codes = graph.weight(f"{weight}.codes", TensorProto.UINT8, (rows, width))

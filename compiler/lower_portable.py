@@ -67,12 +67,15 @@ class PortableLowering(Lowering):
         at = weight.split(":")[1]
         kind = TensorProto.UINT4 if encoding.bits == 4 else TensorProto.UINT8
         blocks = columns // encoding.block
-        codes = graph.weight(f"{weight}.codes", kind, (rows, columns))
+        if encoding.bits == 6:
+            codes = self.six_bit_codes(graph, weight, rows, columns)
+        else:
+            codes = graph.weight(f"{weight}.codes", kind, (rows, columns))
         scales = self.scales(graph, weight, encoding, rows, blocks)
         # An odd number of zero points ends in half a byte, which DequantizeLinear does not know.
         is_odd = encoding.kind == "zero_blocks" and blocks % 2 == 1
         own = encoding.kind == "zero_blocks" and not is_odd
-        zeros = f"{weight}.zeros" if own else f"zeros{encoding.bits}:zeros"
+        zeros = f"{weight}.zeros" if own else f"zeros{encoding.read_bits}:zeros"
         zeros = graph.weight(zeros, kind, (rows, blocks))
         matrix = graph.op(
             "DequantizeLinear", [codes, scales, zeros], at=at, axis=1, block_size=encoding.block
@@ -97,6 +100,8 @@ class PortableLowering(Lowering):
         if encoding.kind == "float":
             matrix = graph.weight(f"{weight}.weight", self.float_type, (rows, columns))
             return graph.op("Gather", [matrix, tokens])
+        if encoding.bits == 6:
+            return self.six_bit_rows(graph, tokens, weight, encoding)
         blocks, width = columns // encoding.block, columns * encoding.bits // 8
         codes = graph.weight(f"{weight}.codes", TensorProto.UINT8, (rows, width))
         codes = graph.op("Gather", [codes, tokens])

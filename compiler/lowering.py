@@ -35,6 +35,7 @@ FLOATS: dict[FloatType, tuple[int, type[np.generic]]] = {
 ELEMENTWISE = {
     *("Add", "Mul", "Sub", "Div", "Pow", "Neg", "Sigmoid", "Tanh", "Relu", "Erf", "Exp", "Sqrt")
 }
+SIX_BIT_OPSET = 18  # the first one with BitwiseOr
 EMBEDDING, HEAD = "embed_tokens.weight", "lm_head.weight"
 
 
@@ -81,6 +82,8 @@ class Lowering(ABC):
         self.float_type, self.float_dtype = FLOATS[activations]
         floats = all(encoding == FLOAT for encoding in encodings.values())
         self.opset = self.float_opset if floats else self.block_opset
+        if any(encoding.bits == 6 for encoding in encodings.values()):
+            self.opset = max(self.opset, SIX_BIT_OPSET)
         self.min_runtime = self.min_runtimes[self.opset]
 
     # What a target says
@@ -190,6 +193,45 @@ class Lowering(ABC):
         if self.float_type == TensorProto.FLOAT:
             return scales
         return graph.op("Cast", [scales], at=at, to=self.float_type)
+
+    def six_bit_codes(self, graph: GraphBuilder, weight: str, rows: int, columns: int) -> str:
+        """Codes of 6 bits as `[rows, columns]` bytes, whose lowest two bits are 0.
+
+        No kernel reads 6 bits. Constants all of it, so done once, when a session is loaded.
+        """
+        packed = graph.weight(f"{weight}.codes", TensorProto.UINT8, (rows, columns * 3 // 4))
+        return self._unpack_sixes(graph, packed, weight.split(":")[1])
+
+    def six_bit_rows(
+        self, graph: GraphBuilder, tokens: str, weight: str, encoding: Encoding
+    ) -> str:
+        """Rows of an embedding in 6 bits; only those are unpacked that are looked up."""
+        rows, columns = self.shape.vocab_size, self.shape.hidden_size
+        blocks, at = columns // encoding.block, weight.split(":")[1]
+        packed = graph.weight(f"{weight}.codes", TensorProto.UINT8, (rows, columns * 3 // 4))
+        codes = self._unpack_sixes(graph, graph.op("Gather", [packed, tokens]), at)
+        values = graph.op("Cast", [codes], to=self.float_type)
+        middle = graph.constant(np.full(1, 2 ** (encoding.read_bits - 1), self.float_dtype))
+        values = graph.op("Sub", [values, middle])
+        split = graph.op("Reshape", [values, graph.integers(0, 0, blocks, encoding.block)])
+        scales = graph.op("Gather", [self.scales(graph, weight, encoding, rows, blocks), tokens])
+        result = graph.op("Mul", [split, graph.op("Unsqueeze", [scales, graph.integers(-1)])])
+        return graph.op("Reshape", [result, graph.integers(0, 0, columns)])
+
+    def _unpack_sixes(self, graph: GraphBuilder, packed: str, at: str) -> str:
+        """See `encoding.py`'s function of this name."""
+
+        def shifted(x: str, bits: int, direction: str) -> str:
+            count = graph.constant(np.array(bits, np.uint8))
+            return graph.op("BitShift", [x, count], at=at, direction=direction)
+
+        parts = [f"{graph.place}/{at}/codes_{i}" for i in range(3)]
+        tops = shifted(packed, 6, "RIGHT")
+        graph.op("Split", [tops], at=at, outputs=parts, axis=-1, num_outputs=3)
+        low, middle, high = (shifted(x, 2 * i + 2, "LEFT") for i, x in enumerate(parts))
+        last = graph.op("BitwiseOr", [low, middle], at=at)
+        last = graph.op("BitwiseOr", [last, high], at=at)
+        return graph.op("Concat", [shifted(packed, 2, "LEFT"), last], at=at, axis=-1)
 
     def _walk(
         self, graph: GraphBuilder, nodes: Sequence[Node], first: str, weights: str, last: str

@@ -26,6 +26,7 @@ MAX_SCALE = 127
 # How far the symmetric grid's long side reaches, in codes: from clipping a quarter to none.
 SYMMETRIC_REACH = {
     4: np.linspace(6.0, 9.0, 13, dtype=np.float32),
+    6: np.linspace(27.0, 33.0, 13, dtype=np.float32),
     8: np.array([126.5, 127.5, 128.0], np.float32),
 }
 # Width of the asymmetric grid over the width of the block's values.

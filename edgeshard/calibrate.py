@@ -14,10 +14,12 @@ row by row instead. The whole model is held in fp32, with M and what is made of 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
 import transformers
 from numpy.typing import NDArray
@@ -55,9 +57,11 @@ def calibrate(
         on_step: told what is being done.
 
     Raises:
-        InputError: no tokenizer in the checkpoint, or less text than a window.
+        InputError: no tokenizer in the checkpoint, less text than a window, or a model that does
+            not fit into memory.
     """
     checkpoint = open_checkpoint(path)
+    check_room(checkpoint, psutil.virtual_memory().available)
     tokenizer = checkpoint.tokenizer()
     if tokenizer is None:
         raise InputError(f"{path} has no tokenizer; calibrating needs one")
@@ -84,6 +88,23 @@ def calibrate(
     on_step("gradients")
     windows = windows_of(ids, WINDOW, MAX_WINDOWS)
     return Calibration(importance, _gains(model, windows, saved), moved)
+
+
+def check_room(checkpoint: Checkpoint, available: int) -> None:
+    """Refuse what cannot fit: the model and the moments alone, the rest comes on top.
+
+    Raises:
+        InputError: it takes more than `available` bytes.
+    """
+    shapes = [checkpoint.shape(name) for name in checkpoint.names()]
+    values = sum(math.prod(shape) for shape in shapes)
+    values += sum(shape[1] ** 2 for shape in shapes if len(shape) == 2)
+    needed = 4 * values
+    if needed > available:
+        raise InputError(
+            f"calibrating {checkpoint.path} needs more than {needed / 2**30:.1f} GiB of memory, "
+            f"{available / 2**30:.1f} are available; leave --calibrate out"
+        )
 
 
 def _modules(

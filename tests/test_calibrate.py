@@ -11,7 +11,8 @@ import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from edgeshard.calibrate import MAX_WINDOWS, WINDOW, calibrate
+from edgeshard.calibrate import MAX_WINDOWS, WINDOW, calibrate, check_room
+from edgeshard.compiler.checkpoint import open_checkpoint
 from edgeshard.compiler.encoding import block_encoding, decode, quantise
 from edgeshard.errors import InputError
 from support.tiny_llama import NUM_BLOCKS, VOCAB, folder, reference
@@ -100,6 +101,18 @@ def test_a_long_text_is_read_in_part(worded: Path) -> None:
 
     assert found.importance
     assert steps == ["loading the model", "inputs of all matrices"]
+
+
+def test_what_does_not_fit_is_refused_with_the_limit(worded: Path) -> None:
+    checkpoint = open_checkpoint(worded)
+    shapes = [checkpoint.shape(name) for name in checkpoint.names()]
+    weights = 4 * sum(int(np.prod(shape)) for shape in shapes)
+
+    check_room(checkpoint, 4 * weights)
+    with pytest.raises(
+        InputError, match=r"needs more than .* are available; leave --calibrate out"
+    ):
+        check_room(checkpoint, weights)
 
 
 def test_without_a_tokenizer_it_is_refused() -> None:

@@ -52,8 +52,8 @@ def compile_command(
     precision: Annotated[
         str | None,
         typer.Option(
-            help="fp32, fp16, bf16, int8, int4, mixed (of these two), or stored (as in the GGUF); "
-            "without it: stored for a quantised GGUF, fp32 otherwise."
+            help="fp32, fp16, bf16, int8, int4, mixed (4, 6 and 8 bits), or stored (as in the "
+            "GGUF); without it: stored for a quantised GGUF, fp32 otherwise."
         ),
     ] = None,
     target: Annotated[
@@ -71,7 +71,9 @@ def compile_command(
     ] = None,
     bits: Annotated[
         float | None,
-        typer.Option(min=4, max=32, help="With --precision mixed: most that a weight may take."),
+        typer.Option(
+            min=4, max=32, help="With --precision mixed: most that a weight may take; else 7.5."
+        ),
     ] = None,
     calibrate: Annotated[
         Path | None,

@@ -87,7 +87,7 @@ def test_arbitrary_codes_come_through(name: str) -> None:
 
 
 OWN = [
-    *(Encoding("step_blocks", bits, block) for bits in (4, 8) for block in (16, 32, 64)),
+    *(Encoding("step_blocks", bits, block) for bits in (4, 6, 8) for block in (16, 32, 64)),
     *(Encoding("zero_blocks", 4, block) for block in (16, 32, 64)),
 ]
 
@@ -123,7 +123,8 @@ def test_a_value_is_off_by_half_a_step_or_clipped(
     found = decode(parts, encoding)
 
     scales = parts["scales"].astype(np.float32) * parts["steps"].astype(np.float32)
-    step = np.repeat(np.abs(scales), encoding.block, axis=1)
+    one = 2 ** (encoding.read_bits - encoding.bits)  # of the codes that are read
+    step = np.repeat(one * np.abs(scales), encoding.block, axis=1)
     error = np.abs(found - values)
     inside = np.abs(values) < np.abs(found)  # a clipped value is beyond the end of the grid
     assert (error[inside] <= 0.501 * step[inside]).all()
@@ -196,7 +197,7 @@ def test_the_smallest_and_largest_values_do_no_harm(encoding: Encoding) -> None:
 
 @pytest.mark.parametrize(
     "encoding",
-    [*STORED.values(), block_encoding(8, 128), block_encoding(4, 128), FLOAT],
+    [*STORED.values(), *(block_encoding(bits, 128) for bits in (4, 6, 8)), FLOAT],
 )
 @pytest.mark.parametrize("columns", [128, 192])
 def test_parts_are_what_the_layout_says(encoding: Encoding, columns: int) -> None:
@@ -215,7 +216,16 @@ def test_parts_are_what_the_layout_says(encoding: Encoding, columns: int) -> Non
 
 @pytest.mark.parametrize(
     ("bits", "columns", "block"),
-    [(8, 576, 64), (4, 576, 64), (4, 96, 32), (8, 96, 32), (4, 48, 16), (4, 40, 1), (8, 8, 1)],
+    [
+        (8, 576, 64),
+        (6, 576, 64),
+        (4, 576, 64),
+        (4, 96, 32),
+        (8, 96, 32),
+        (4, 48, 16),
+        (4, 40, 1),
+        (8, 8, 1),
+    ],
 )
 def test_the_block_fits_the_row(bits: int, columns: int, block: int) -> None:
     assert block_encoding(bits, columns).block == block
@@ -229,6 +239,7 @@ def test_stored_bits_count_all_parts() -> None:
     assert block_encoding(4, 96).stored_bits(96) == 4 + (3 * 8 + 2 * 8 + 32) / 96
     assert block_encoding(4, 512).stored_bits(512) == 4 + 12 / 64 + 32 / 512
     assert block_encoding(4, 576).stored_bits(576) == 4 + (9 * 8 + 5 * 8 + 32) / 576
+    assert block_encoding(6, 576).stored_bits(576) == 6 + (9 * 8 + 32) / 576
     assert STORED["Q4_1"].stored_bits(576) == 6
     assert FLOAT.stored_bits(576) == 32
 

@@ -5,18 +5,31 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnxruntime as ort
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx import TensorProto
 
 from edgeshard.artifacts.store import Store
 from edgeshard.compiler.calibration import Calibration
 from edgeshard.compiler.checkpoint import open_checkpoint
-from edgeshard.compiler.compile import Compiled, compile_model
-from edgeshard.compiler.encoding import FLOAT, STORED, block_encoding
-from edgeshard.compiler.mixture import choose, mix, raised
+from edgeshard.compiler.compile import LOWERINGS, Compiled, compile_model
+from edgeshard.compiler.encoding import (
+    FLOAT,
+    STORED,
+    Encoding,
+    block_encoding,
+    decode,
+    quantise,
+)
+from edgeshard.compiler.graph import Extent, GraphBuilder
+from edgeshard.compiler.lowering import Shape
+from edgeshard.compiler.mixture import DEFAULT_BITS, choose, mix, raised, spread
 from edgeshard.errors import InputError
 from edgeshard.quality import weight_sizes
+from edgeshard.schemas.common import Target
 from support.tiny_llama import CompiledModel, compiled, folder
 
 CASES = settings(derandomize=True, deadline=None, max_examples=50)
@@ -71,11 +84,11 @@ def test_kinds_that_cost_more_come_first_without_a_text() -> None:
     checkpoint = open_checkpoint(folder("grouped"))
     matrices = [n for n in sorted(checkpoint.names()) if len(checkpoint.shape(n)) == 2]
 
-    found = mix(checkpoint, matrices, 6.2, Calibration())
-
-    bits = {name.split(".")[-2]: found[name].bits for name in matrices}
-    assert bits["v_proj"] == bits["embed_tokens"] == 8
-    assert bits["q_proj"] == bits["gate_proj"] == 4
+    for budget, expected in ((5.9, (6, 6, 4, 4)), (6.6, (8, 6, 6, 4))):
+        found = mix(checkpoint, matrices, budget, Calibration())
+        bits = {name.split(".")[-2]: found[name].bits for name in matrices}
+        kinds = ("v_proj", "embed_tokens", "gate_proj", "q_proj")
+        assert tuple(bits[kind] for kind in kinds) == expected
 
 
 @pytest.mark.parametrize(("bits", "is_any"), [(4.5, False), (6.0, True)])
@@ -138,16 +151,88 @@ def test_bits_out_of_reach_are_refused_with_the_limits(
         _compiled(tmp_path, bits)
 
 
-def test_mixed_without_bits_and_bits_without_mixed_are_refused(tmp_path: Path) -> None:
-    for precision, bits in (("mixed", None), ("int4", 5.0)):
-        with pytest.raises(InputError, match="belong together"):
-            compile_model(folder("grouped"), Store(tmp_path), precision=precision, bits=bits)  # type: ignore[arg-type]  # one of two literals
+def test_bits_without_mixed_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--bits 5 is for --precision mixed, not int4"):
+        compile_model(folder("grouped"), Store(tmp_path), precision="int4", bits=5.0)
 
 
-def test_a_mixed_model_is_nearer_to_fp32_than_int4(tmp_path: Path) -> None:
+def test_without_bits_mixed_takes_its_own(tmp_path: Path) -> None:
+    found = compile_model(folder("grouped"), Store(tmp_path), precision="mixed")
+
+    sizes = weight_sizes(Store(tmp_path), found.manifest.units)
+    real = 8 * sum(size for size, _ in sizes) / sum(count for _, count in sizes)
+    assert DEFAULT_BITS - 0.4 < real <= DEFAULT_BITS
+    assert found.manifest.name.endswith("-mixed")
+
+
+@CASES
+@given(
+    st.dictionaries(
+        st.text("abc", min_size=1, max_size=2),
+        st.tuples(*(st.floats(0, 9) for _ in range(3)), st.floats(0.1, 9), st.floats(0.1, 9)),
+        max_size=6,
+    ),
+    st.floats(0, 30),
+)
+def test_no_rise_that_fits_is_left_out(offers: dict[str, tuple[float, ...]], budget: float) -> None:
+    costs = {name: offer[:3] for name, offer in offers.items()}
+    sizes = {name: (1.0, 1 + offer[3], 1 + offer[3] + offer[4]) for name, offer in offers.items()}
+
+    levels = spread(costs, sizes, budget)
+
+    spent = sum(sizes[name][level] - 1 for name, level in levels.items())
+    assert spent <= budget + 1e-9
+    for name, now in levels.items():
+        for level in range(now + 1, 3):
+            if costs[name][level] < costs[name][now]:
+                assert spent + sizes[name][level] - sizes[name][now] > budget - 1e-9
+
+
+def test_what_saves_most_for_its_size_rises_first() -> None:
+    costs = {"a": (9.0, 1.0, 0.0), "b": (4.0, 2.0, 0.0)}
+    sizes = {"a": (4.0, 6.0, 8.0), "b": (4.0, 6.0, 8.0)}
+
+    assert [spread(costs, sizes, budget) for budget in (0, 2, 4, 6, 8)] == [
+        {"a": 0, "b": 0},
+        {"a": 1, "b": 0},
+        {"a": 1, "b": 1},
+        {"a": 1, "b": 2},
+        {"a": 2, "b": 2},
+    ]
+
+
+@pytest.mark.parametrize("target", ["ort", "portable"])
+def test_codes_of_6_bits_become_bytes_when_a_session_is_loaded(
+    tmp_path: Path, target: Target
+) -> None:
+    values = np.random.default_rng(5).standard_normal((6, 128), np.float32)
+    encoding = block_encoding(6, 128)
+    parts = quantise(values, encoding)
+    (tmp_path / "codes").write_bytes(parts["codes"].tobytes())
+    lowering = LOWERINGS[target](Shape(128, 6, 1, 16, 8), {"m.weight": encoding})
+    graph = GraphBuilder("block.0", lowering.opset)
+    made = lowering.six_bit_codes(graph, "block.0:m.weight", 6, 128)
+    graph.op("Identity", [made], outputs=["codes"])
+    graph.output("codes", TensorProto.UINT8, (6, 128))
+    extent = Extent("codes", 0, parts["codes"].size)
+    onnx.save(graph.model({"block.0:m.weight.codes": extent}), str(tmp_path / "graph.onnx"))
+
+    (codes,) = ort.InferenceSession(tmp_path / "graph.onnx").run(None, {})
+
+    as_bytes = {"codes": codes, "scales": parts["scales"], "steps": parts["steps"]}
+    found = decode(as_bytes, Encoding("step_blocks", 8, encoding.block))
+    np.testing.assert_array_equal(found, decode(parts, encoding))
+    assert not (codes & 3).any()
+
+
+@pytest.mark.parametrize("target", ["ort", "portable"])
+@pytest.mark.parametrize("bits", [6.6, 7.8])
+def test_a_mixed_model_is_nearer_to_fp32_than_int4(
+    tmp_path: Path, bits: float, target: Target
+) -> None:
     store = Store(tmp_path)
     tokens = np.random.default_rng(0).integers(3, 100, 48).tolist()
-    found = _compiled(tmp_path, 7.8)
+    found = compile_model(folder("grouped"), store, precision="mixed", bits=bits, target=target)
 
     fp32, int4, mixed = (
         model.chain(2).step(0, tokens, every_position=True)

@@ -26,9 +26,10 @@ OPERATORS: dict[Precision, set[str]] = {
     "fp32": FLOAT_OPERATORS,
     "int8": FLOAT_OPERATORS | {"Cast", "DequantizeLinear"},
     "int4": FLOAT_OPERATORS | {"Cast", "DequantizeLinear", "Floor"},
+    "mixed": FLOAT_OPERATORS | {"BitShift", "BitwiseOr", "Cast", "DequantizeLinear"},
     "stored": FLOAT_OPERATORS | {"Cast", "DequantizeLinear", "Floor"},
 }
-OPSETS: dict[Precision, int] = {"fp32": 17, "int8": 21, "int4": 21, "stored": 21}
+OPSETS: dict[Precision, int] = {"fp32": 17, "int8": 21, "int4": 21, "mixed": 21, "stored": 21}
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +74,7 @@ def test_the_checker_passes_portable_graphs_in_full(
 
 
 @pytest.mark.parametrize("target", ["ort", "portable"])
-@pytest.mark.parametrize("precision", ["fp32", "int8", "int4"])
+@pytest.mark.parametrize("precision", ["fp32", "int8", "int4", "mixed"])
 def test_plain_onnxruntime_runs_every_unit_where_it_lies(
     precision: Precision, target: Target
 ) -> None:

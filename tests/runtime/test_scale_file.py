@@ -12,10 +12,13 @@ from numpy.typing import NDArray
 
 from edgeshard.artifacts.graph_check import read_graph
 from edgeshard.runtime import loading, scale_file
+from edgeshard.schemas.common import Precision
 from edgeshard.system import HAS_FORGET
 from support.tiny_llama import VOCAB, CompiledModel, compiled
 
 TEXT = [int(token) for token in np.random.default_rng(2).integers(0, VOCAB, 16)]
+QUANTISED: tuple[Precision, ...] = ("int4", "mixed")  # the latter has codes of 6 bits
+MAKING = {"Cast", "BitShift", "BitwiseOr"}
 linux_only = pytest.mark.skipif(not HAS_FORGET, reason="scales stay with ONNX Runtime here")
 
 
@@ -38,18 +41,26 @@ def _nothing(*_: object) -> None:
     ("module", "name", "instead"),
     [(loading, "scale_file", _nothing), (scale_file, "reserve", _no_room)],
 )
+@pytest.mark.parametrize("precision", QUANTISED)
 def test_logits_are_bit_equal_to_those_of_scales_that_onnx_runtime_made(
-    monkeypatch: pytest.MonkeyPatch, module: object, name: str, instead: Callable[..., None]
+    monkeypatch: pytest.MonkeyPatch,
+    module: object,
+    name: str,
+    instead: Callable[..., None],
+    precision: Precision,
 ) -> None:
-    model = compiled("grouped", "int4", "ort")
+    model = compiled("grouped", precision, "ort")
     found = _logits(model)
     monkeypatch.setattr(module, name, instead)
     np.testing.assert_array_equal(found, _logits(model))
 
 
 @linux_only
-def test_every_product_of_a_quantised_graph_is_made_and_no_node_is_left_of_it() -> None:
-    model = compiled("grouped", "int4", "ort")
+@pytest.mark.parametrize("precision", QUANTISED)
+def test_every_product_of_a_quantised_graph_is_made_and_no_node_is_left_of_it(
+    precision: Precision,
+) -> None:
+    model = compiled("grouped", precision, "ort")
     block = model.manifest.units[1]
     graph = read_graph(model.store.path(block.graph))
     made = scale_file.scale_file(model.store, graph)
@@ -60,13 +71,16 @@ def test_every_product_of_a_quantised_graph_is_made_and_no_node_is_left_of_it() 
     constants = {tensor.name for tensor in changed.graph.initializer}
     assert products
     assert all({*node.input[1:]} <= constants for node in products)
-    assert not [node for node in changed.graph.node if node.op_type == "Cast"]
+    assert not [node for node in changed.graph.node if node.op_type in MAKING]
     made.settle()
 
 
 @linux_only
-def test_the_file_is_gone_and_its_pages_are_not_held_once_a_session_is_open() -> None:
-    model = compiled("grouped", "int4", "ort")
+@pytest.mark.parametrize("precision", QUANTISED)
+def test_the_file_is_gone_and_its_pages_are_not_held_once_a_session_is_open(
+    precision: Precision,
+) -> None:
+    model = compiled("grouped", precision, "ort")
     with model.chain() as chain:
         mapped = [
             one
