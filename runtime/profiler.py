@@ -3,8 +3,9 @@
     agent ── config ──► profiler ── progress … result: a DeviceProfile ──► agent
 
 A stage's step costs a fixed part and its units. A window of one block and a window of several,
-with weights of their own, tell the two apart. A device too small for several measures units one at
-a time and takes the fixed part as zero. In a chain a stage sleeps between its steps, so a pause is
+with weights of their own, tell the two apart, once; of other blocks a window of several is enough.
+A device too small for several measures units one at a time and takes the fixed part as zero. How
+often a step is timed says `points.py`. In a chain a stage sleeps between its steps, so a pause is
 made before each timed decode step: waking up is part of the cost.
 """
 
@@ -13,24 +14,22 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
 import onnxruntime as ort
-from numpy.typing import NDArray
 
 from edgeshard.artifacts.fuse import fuse
 from edgeshard.artifacts.store import Store
 from edgeshard.errors import EdgeShardError, InputError
 from edgeshard.runtime.child import Line, Parent, exit_now
 from edgeshard.runtime.machine import instruction_set, resident_bytes, settled_bytes
+from edgeshard.runtime.points import Stepper, repeat, seconds, shifted, timing
 from edgeshard.runtime.representative import bytes_of, make_representative
 from edgeshard.runtime.session import ShardSession
 from edgeshard.schemas import files
@@ -41,7 +40,6 @@ from edgeshard.schemas.profile import (
     DecodePoint,
     DeviceProfile,
     PrefillPoint,
-    Timing,
     UnitProfile,
 )
 from edgeshard.schemas.shard import ShardManifest
@@ -51,9 +49,9 @@ from edgeshard.system import pin_thread
 IGNORED_PROVIDERS = {"AzureExecutionProvider"}
 MAX_WINDOW = 8
 PAUSE_SECONDS = 0.005
-DECODE_SAMPLES = 30
-PREFILL_SAMPLES = 5
-LIMIT_SECONDS = 2.0  # of one measured point on a slow device
+DECODE_SAMPLES = 20
+PREFILL_SAMPLES = 3
+Point = tuple[int, int]  # context and batch of a decode step
 
 
 class ProfileSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -90,7 +88,7 @@ class ProfilerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 class _Window:
     """A measured session: seconds by point, and memory."""
 
-    decode: dict[tuple[int, int], list[float]]
+    decode: dict[Point, list[float]]
     prefill: dict[int, list[float]]
     resident_bytes: int
     workspace_bytes: int
@@ -109,7 +107,7 @@ class Profiler:
         self._model = self._whole
         self._baseline = settled_bytes()
         self._workspace = 0
-        self._overhead = 0.0
+        self._overhead: float | None = None
 
     def measure(self) -> DeviceProfile:
         """Measure every representative on every provider.
@@ -133,7 +131,7 @@ class Profiler:
             memory_bytes=config.memory_bytes,
             baseline_bytes=self._baseline,
             workspace_bytes=self._workspace,
-            step_overhead_seconds=self._overhead,
+            step_overhead_seconds=self._overhead or 0.0,
             units=tuple(units),
         )
 
@@ -151,34 +149,37 @@ class Profiler:
         context = max(*self._spec.contexts, *self._spec.prompts) + DECODE_SAMPLES + 8
         self._context = self._model.kv.context or min(context, self._model.max_context)
         self._longest = self._model.kv.max_step or self._context
-        # Blocks first: they tell the fixed part of a step, which the ends are measured with.
-        order = sorted(
-            self._spec.representatives, key=lambda index: self._model.units[index].kind != "block"
-        )
-        for index in order:
+        self._overhead = None
+        for index in sorted(self._spec.representatives, key=self._turn):
             yield self._measure_unit(index, provider)
+
+    def _turn(self, index: int) -> tuple[bool, int]:
+        """The smallest block first: it shows the fixed part of a step, which others need, best."""
+        unit = self._model.units[index]
+        return unit.kind != "block", bytes_of(unit.weights)
 
     def _measure_unit(self, index: int, provider: str) -> UnitProfile:
         unit = self._model.units[index]
         self._say(f"{unit.name} on {provider}")
-        one = self._window(index, 1, provider)
         count = self._window_size(index)
-        decode, prefill, resident = one.decode, one.prefill, one.resident_bytes
-        if unit.kind == "block" and count > 1:
-            many = self._window(index, count, provider)
-            slope = {key: _slope(one.decode[key], many.decode[key], count) for key in decode}
-            self._overhead = max(
-                0.0, float(np.median(one.decode[self._first])) - slope[self._first]
+        points = [self._first] if self._overhead is None else []
+        # One block tells the workspace, also where the fixed part is known: of the caches of
+        # several, what is in use would have to be guessed.
+        alone = self._window(index, 1, provider, points) if count > 1 else None
+        window = self._window(index, count, provider)
+        if alone and points:
+            self._overhead = self._fixed_part(alone, window, count)
+        fixed = self._overhead or 0.0
+        decode = {
+            point: shifted(
+                [value / count for value in times],
+                max(0.0, (float(np.median(times)) - fixed) / count),
             )
-            decode = {key: [value / count for value in many.decode[key]] for key in decode}
-            decode = {key: _shifted(decode[key], slope[key]) for key in decode}
-            prefill = {key: [value / count for value in many.prefill[key]] for key in prefill}
-            resident = many.resident_bytes // count
-        elif unit.kind != "block":
-            decode = {
-                key: _shifted(times, max(0.0, float(np.median(times)) - self._overhead))
-                for key, times in decode.items()
-            }
+            for point, times in window.decode.items()
+        }
+        prefill = {
+            length: [value / count for value in times] for length, times in window.prefill.items()
+        }
         sampled, deviation = self._check(unit.structure, index, provider)
         return UnitProfile(
             structure=unit.structure,
@@ -194,13 +195,18 @@ class Profiler:
                 PrefillPoint(num_tokens=length, past=0, time=timing(times))
                 for length, times in prefill.items()
             ),
-            resident_bytes=max(0, resident),
+            resident_bytes=max(0, window.resident_bytes // count),
             sampled=sampled,
             sample_deviation=deviation,
         )
 
+    def _fixed_part(self, alone: _Window, window: _Window, count: int) -> float:
+        """Seconds of a step that are of no unit: what one block takes above one more block."""
+        one, many = (float(np.median(found.decode[self._first])) for found in (alone, window))
+        return max(0.0, one - max(0.0, many - one) / (count - 1))
+
     @property
-    def _first(self) -> tuple[int, int]:
+    def _first(self) -> Point:
         return self._contexts[0], 1
 
     @property
@@ -217,29 +223,35 @@ class Profiler:
         room = self._config.memory_bytes - self._baseline
         return max(1, min(MAX_WINDOW, room // (3 * (weights + kv))))
 
-    def _window(self, index: int, count: int, provider: str) -> _Window:
+    def _window(
+        self, index: int, count: int, provider: str, points: Sequence[Point] | None = None
+    ) -> _Window:
+        """Open so many copies and time them at these decode points; None: at all."""
         with tempfile.TemporaryDirectory(dir=self._store.root / "incoming") as folder:
             scratch = Store(Path(folder))
             shard = make_representative(
                 self._store, scratch, self._model, self._spec.model, index, count
             )
-            return self._run(scratch, shard, provider)
+            return self._run(
+                scratch, shard, provider, self._points(shard) if points is None else points
+            )
 
-    def _run(self, store: Store, shard: ShardManifest, provider: str) -> _Window:
+    def _run(
+        self, store: Store, shard: ShardManifest, provider: str, points: Sequence[Point]
+    ) -> _Window:
         before, slots = settled_bytes(), max(self._spec.batches)
         with _opened(store, shard, provider, self._config, self._context, slots) as session:
-            step = _Stepper(session)
+            step = Stepper(session)
             step.prefill(1)
             loaded = settled_bytes()
+            # Long steps repeat well, and the median of three shrugs off a first one that is slow.
             prefill = {
-                length: _repeat(partial(step.prefill, length), PREFILL_SAMPLES, 0.0)
+                length: [seconds(partial(step.prefill, length)) for _ in range(PREFILL_SAMPLES)]
                 for length in self._spec.prompts
                 if length <= self._longest
             }
-            points = [(context, 1) for context in self._contexts]
-            points += [(self._contexts[0], b) for b in self._spec.batches if b > 1]
             decode = {
-                point: _repeat(
+                point: repeat(
                     partial(step.decode, *point),
                     DECODE_SAMPLES,
                     PAUSE_SECONDS,
@@ -247,10 +259,18 @@ class Profiler:
                 )
                 for point in points
             }
+            if not shard.blocks:  # without a cache a step takes the same at every context
+                decode |= {(context, 1): decode[self._first] for context in self._contexts}
             touched = shard.kv_bytes(self._context, slots)
             growth = resident_bytes(os.getpid()) - loaded - touched
         self._workspace = max(self._workspace, growth)
         return _Window(decode, prefill, loaded - before, max(0, growth))
+
+    def _points(self, shard: ShardManifest) -> list[Point]:
+        """Contexts and batches of the decode steps to time."""
+        contexts = self._contexts if shard.blocks else self._contexts[:1]
+        alone = [(context, 1) for context in contexts]
+        return alone + [(contexts[0], batch) for batch in self._spec.batches if batch > 1]
 
     def _check(
         self, structure: str, index: int, provider: str
@@ -275,45 +295,16 @@ class Profiler:
                 _opened(scratch, made, provider, config, context, 1) as first,
                 _opened(self._store, found, provider, config, context, 1) as second,
             ):
-                steppers = _Stepper(first), _Stepper(second)
+                steppers = Stepper(first), Stepper(second)
                 times: tuple[list[float], list[float]] = ([], [])
                 for _ in range(DECODE_SAMPLES):
                     for stepper, samples in zip(steppers, times, strict=True):
-                        hold = partial(stepper.hold, *self._first)
-                        decode = partial(stepper.decode, *self._first)
-                        samples += _repeat(decode, 1, 0.0, hold)
+                        for _ in range(2):  # the first warms up
+                            stepper.hold(*self._first)
+                            last = seconds(partial(stepper.decode, *self._first))
+                        samples.append(last)
         expected, measured = (float(np.median(samples)) for samples in times)
         return abs(measured - expected) / expected
-
-
-class _Stepper:
-    """Takes steps of a session with made-up values."""
-
-    def __init__(self, session: ShardSession) -> None:
-        self._session = session
-        self._generator = np.random.default_rng(0)
-
-    def prefill(self, length: int) -> None:
-        self._step(0, 1, length)
-
-    def decode(self, context: int, batch: int) -> None:
-        self._step(context, batch, 1)
-
-    def hold(self, context: int, batch: int) -> None:
-        """Make the cache hold `context` positions; a static one may hold anything."""
-        shard = self._session.shard
-        if shard.kv.layout == "append" and shard.blocks and context:
-            self._step(0, batch, context)
-
-    def _step(self, context: int, batch: int, length: int) -> None:
-        shard = self._session.shard
-        values: NDArray[Any]
-        if shard.has_embedding:
-            values = self._generator.integers(0, shard.vocab_size, (batch, length))
-        else:
-            shape = (batch, length, shard.hidden_size)
-            values = self._generator.standard_normal(shape, np.float32)
-        self._session.run(0, [context] * batch, values)
 
 
 @contextmanager
@@ -338,43 +329,6 @@ def _opened(
         yield session
     finally:
         session.close()
-
-
-def _repeat(
-    step: Callable[[], None],
-    samples: int,
-    pause_seconds: float,
-    prepare: Callable[[], None] = lambda: None,
-) -> list[float]:
-    """Seconds of each step after one to warm up; fewer where the device is slow."""
-    prepare()
-    step()
-    times: list[float] = []
-    ends = time.monotonic() + LIMIT_SECONDS
-    while len(times) < samples and (len(times) < min(3, samples) or time.monotonic() < ends):
-        prepare()
-        time.sleep(pause_seconds)
-        started = time.perf_counter()
-        step()
-        times.append(time.perf_counter() - started)
-    return times
-
-
-def _slope(one: Sequence[float], many: Sequence[float], count: int) -> float:
-    """Seconds of one more unit."""
-    return max(0.0, (float(np.median(many)) - float(np.median(one))) / (count - 1))
-
-
-def _shifted(times: Sequence[float], median: float) -> list[float]:
-    """The same spread around another median."""
-    shift = median - float(np.median(times))
-    return [max(0.0, value + shift) for value in times]
-
-
-def timing(times: Sequence[float]) -> Timing:
-    """Median and spread of measured seconds."""
-    low, median, high = (float(np.percentile(times, q)) for q in (10, 50, 90))
-    return Timing(median_seconds=median, low_seconds=low, high_seconds=high, num_samples=len(times))
 
 
 def main() -> int:

@@ -12,7 +12,8 @@ import pytest
 from edgeshard.artifacts.store import Store
 from edgeshard.errors import ArtifactError
 from edgeshard.runtime import profiler
-from edgeshard.runtime.profiler import Profiler, ProfilerConfig, ProfileSpec, timing
+from edgeshard.runtime.points import repeat
+from edgeshard.runtime.profiler import Profiler, ProfilerConfig, ProfileSpec
 from edgeshard.runtime.representative import make_representative
 from edgeshard.schemas import files
 from edgeshard.schemas.cluster import Device
@@ -37,12 +38,17 @@ def _store(model: CompiledModel, folder: Path, *with_weights: str) -> Store:
 
 
 def _measure(
-    model: CompiledModel, store: Store, sampled: tuple[str, ...], memory_bytes: int = 2**32
+    model: CompiledModel,
+    store: Store,
+    sampled: tuple[str, ...],
+    memory_bytes: int = 2**32,
+    representatives: tuple[int, ...] = (),
 ) -> tuple[DeviceProfile, list[str]]:
     structures = [unit.structure for unit in model.manifest.units]
+    first = sorted({structures.index(structure) for structure in structures})
     spec = ProfileSpec(
         model=model.blob,
-        representatives=tuple(sorted({structures.index(structure) for structure in structures})),
+        representatives=representatives or tuple(first),
         sampled=sampled,
         contexts=CONTEXTS,
         batches=BATCHES,
@@ -145,6 +151,40 @@ def test_a_large_device_measures_several_blocks_at_once(
     assert max(counts) == profiler.MAX_WINDOW
 
 
+def test_the_fixed_part_of_a_step_is_measured_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = compiled("grouped", "int4")
+    counts = _counted(monkeypatch)
+    timed: list[int] = []
+
+    def counting(*arguments: Any) -> list[float]:
+        timed.append(counts[-1])
+        return repeat(*arguments)
+
+    monkeypatch.setattr(profiler, "repeat", counting)
+    head = len(model.manifest.units) - 1
+
+    found, _ = _measure(model, _store(model, tmp_path), (), representatives=(head, 1, 2))
+
+    num_providers = len({unit.provider for unit in found.units})
+    many = profiler.MAX_WINDOW
+    assert counts == [1, many, 1, many, 1] * num_providers  # the last is the head
+    assert timed == [1, *[many] * 6, 1, 1] * num_providers
+
+
+def test_without_a_cache_every_context_takes_the_same(tmp_path: Path) -> None:
+    model = compiled("grouped", "int4")
+
+    found, _ = _measure(model, _store(model, tmp_path), ())
+
+    ends = [unit for unit in found.units if unit.kind != "block"]
+    assert {unit.kind for unit in ends} == {"embedding", "head"}
+    for unit in ends:
+        alone = {point.context: point.time for point in unit.decode if point.batch == 1}
+        assert alone[CONTEXTS[0]] == alone[CONTEXTS[1]]
+
+
 def test_a_corrupt_graph_is_refused(tmp_path: Path) -> None:
     model = compiled("grouped", "int4")
     store = _store(model, tmp_path)
@@ -153,10 +193,3 @@ def test_a_corrupt_graph_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(ArtifactError, match=graph.digest):
         _measure(model, store, ())
-
-
-def test_timing_is_median_and_spread() -> None:
-    found = timing([float(value) for value in range(11)])
-
-    assert (found.low_seconds, found.median_seconds, found.high_seconds) == (1.0, 5.0, 9.0)
-    assert found.num_samples == 11

@@ -1,0 +1,131 @@
+"""Times one point of a profile: the same step again and again, until its median is known.
+
+one step ──► pause ──► a timed step ──► is_settled ── yes, or enough ──► seconds
+               ▲                            │ no
+               └────────────────────────────┘
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeshard.runtime.session import ShardSession
+from edgeshard.schemas.profile import Timing
+
+LIMIT_SECONDS = 0.3  # of the samples of a slow device
+LEAST_SAMPLES = 3  # there
+CONFIDENCE = 0.95
+SPREAD = 0.1  # of the median
+
+
+def median_interval(times: Sequence[float]) -> tuple[float, float] | None:
+    """The narrowest pair of samples, equally far from either end, that hold the true median.
+
+    They do with at least CONFIDENCE, however the times are spread: a sample is below the median as
+    often as above, so that all but k - 1 of n fall on one side only as coins do.
+
+    Args:
+        times: samples in any order.
+
+    Returns:
+        The k-th smallest and the k-th largest; None where even the two ends are too unsure.
+    """
+    count = len(times)
+    rank, outside = 0, 0
+    while rank < (count + 1) // 2:
+        outside += 2 * math.comb(count, rank)
+        if outside > (1 - CONFIDENCE) * 2**count:
+            break
+        rank += 1
+    ordered = sorted(times)
+    return (ordered[rank - 1], ordered[count - rank]) if rank else None
+
+
+def is_settled(times: Sequence[float]) -> bool:
+    """Whether the median of the samples is known to SPREAD; another one would tell little."""
+    interval = median_interval(times)
+    if interval is None:
+        return False
+    low, high = interval
+    return high - low <= SPREAD * float(np.median(times))
+
+
+def seconds(step: Callable[[], None]) -> float:
+    """How long a step takes."""
+    started = time.perf_counter()
+    step()
+    return time.perf_counter() - started
+
+
+def repeat(
+    step: Callable[[], None], samples: int, pause_seconds: float, prepare: Callable[[], None]
+) -> list[float]:
+    """Seconds of each step, after one that warms up.
+
+    Args:
+        step: what is timed.
+        samples: at most so many; fewer where they agree or the device is slow.
+        pause_seconds: before each sample.
+        prepare: called before each step, untimed.
+    """
+    prepare()
+    step()
+    times: list[float] = []
+    ends = time.monotonic() + LIMIT_SECONDS
+    while len(times) < samples and not is_settled(times):
+        if len(times) >= LEAST_SAMPLES and time.monotonic() >= ends:
+            break
+        prepare()
+        time.sleep(pause_seconds)
+        times.append(seconds(step))
+    return times
+
+
+def shifted(times: Sequence[float], median: float) -> list[float]:
+    """The same spread around another median."""
+    shift = median - float(np.median(times))
+    return [max(0.0, value + shift) for value in times]
+
+
+def timing(times: Sequence[float]) -> Timing:
+    """Median and spread of measured seconds."""
+    low, median, high = (float(np.percentile(times, q)) for q in (10, 50, 90))
+    return Timing(median_seconds=median, low_seconds=low, high_seconds=high, num_samples=len(times))
+
+
+class Stepper:
+    """Takes steps of a session with made-up values."""
+
+    def __init__(self, session: ShardSession) -> None:
+        self._session = session
+        self._generator = np.random.default_rng(0)
+
+    def prefill(self, length: int) -> None:
+        """One prompt of `length` tokens in an empty slot."""
+        self._step(0, 1, length)
+
+    def decode(self, context: int, batch: int) -> None:
+        """One new token for each of `batch` sequences that hold `context` positions."""
+        self._step(context, batch, 1)
+
+    def hold(self, context: int, batch: int) -> None:
+        """Make the cache hold `context` positions; a static one may hold anything."""
+        shard = self._session.shard
+        if shard.kv.layout == "append" and shard.blocks and context:
+            self._step(0, batch, context)
+
+    def _step(self, context: int, batch: int, length: int) -> None:
+        shard = self._session.shard
+        values: NDArray[Any]
+        if shard.has_embedding:
+            values = self._generator.integers(0, shard.vocab_size, (batch, length))
+        else:
+            shape = (batch, length, shard.hidden_size)
+            values = self._generator.standard_normal(shape, np.float32)
+        self._session.run(0, [context] * batch, values)
