@@ -6,7 +6,7 @@ Tensors are named as Hugging Face's Llama names them, without the leading `model
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -39,8 +39,12 @@ class Checkpoint(Protocol):
     def files(self) -> list[Path]:
         """Every file that the model is made from."""
 
-    def digest(self) -> Digest:
-        """Digest of everything that the model is made from."""
+    def digest(self, on_bytes: Callable[[int], None] = lambda _: None) -> Digest:
+        """Digest of everything that the model is made from.
+
+        Args:
+            on_bytes: told how many more bytes are behind; what it raises ends the reading.
+        """
 
     def names(self) -> set[str]:
         """Names of all tensors."""

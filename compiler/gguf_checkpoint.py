@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +23,7 @@ from edgeshard.compiler.gguf_families import (
     tensor_names,
 )
 from edgeshard.compiler.gguf_tokenizer import gguf_tokenizer
-from edgeshard.compiler.stored import read_rows, widen
+from edgeshard.compiler.stored import digest_file, ignore, read_rows, widen
 from edgeshard.errors import InputError
 
 _TOKENS = {"bos": "bos_token_id", "padding": "pad_token_id"}
@@ -124,10 +123,9 @@ class GgufCheckpoint:
         """See `Checkpoint.files`."""
         return [self.path]
 
-    def digest(self) -> str:
+    def digest(self, on_bytes: Callable[[int], None] = ignore) -> str:
         """See `Checkpoint.digest`."""
-        with self.path.open("rb") as file:
-            return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+        return f"sha256:{digest_file(self.path, on_bytes).hexdigest()}"
 
     def names(self) -> set[str]:
         """See `Checkpoint.names`."""

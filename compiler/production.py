@@ -20,18 +20,35 @@ import numpy as np
 
 from edgeshard.artifacts.store import Store
 from edgeshard.compiler import blob as blob_module
-from edgeshard.compiler import encoding, error_feedback, kernels, scale_search, stored, weights
+from edgeshard.compiler import (
+    encoding,
+    error_feedback,
+    kernels,
+    loop,
+    scale_search,
+    stored,
+    weights,
+)
 from edgeshard.compiler.blob import WrittenBlob, blob_bytes, write_blob
 from edgeshard.compiler.checkpoint import Checkpoint
 from edgeshard.compiler.graph import Extent
+from edgeshard.compiler.source import SourceDigest
 from edgeshard.compiler.weights import Recipe, layout_of, pieces
-from edgeshard.errors import ArtifactError, InputError
-from edgeshard.schemas.common import Digest
-from edgeshard.schemas.note import SourceNote, TensorPlace, WeightsNote
+from edgeshard.errors import ArtifactError
+from edgeshard.schemas.note import TensorPlace, WeightsNote
 
 MAX_JOBS = 8
 # Whatever decides which bytes come out of which weights.
-_CODE = (blob_module, encoding, error_feedback, kernels, scale_search, stored, weights)
+_CODE = (
+    blob_module,
+    encoding,
+    error_feedback,
+    kernels,
+    loop,
+    scale_search,
+    stored,
+    weights,
+)
 
 
 def default_jobs() -> int:
@@ -46,14 +63,16 @@ class Production:
         self,
         store: Store,
         checkpoint: Checkpoint,
+        source: SourceDigest,
         jobs: int,
         on_values: Callable[[str, int], None],
     ) -> None:
-        """Look at the checkpoint's files.
+        """Make nothing yet.
 
         Args:
             store: where blobs and notes go.
             checkpoint: where weights come from.
+            source: the checkpoint's digest, being taken.
             jobs: units at once; each holds a few MiB.
             on_values: told the unit and how many more values of the checkpoint are behind.
         """
@@ -62,11 +81,11 @@ class Production:
         self._jobs = jobs
         self._on_values = on_values
         self._lock = threading.Lock()
-        self._stamp = _stamp(checkpoint.files())
+        self._source = source
         self.num_reused = 0
 
-    def run(self, recipes: Sequence[Recipe]) -> tuple[dict[str, WrittenBlob], Digest]:
-        """Make every recipe's blob, and the digest of the checkpoint beside them.
+    def run(self, recipes: Sequence[Recipe]) -> dict[str, WrittenBlob]:
+        """Make every recipe's blob.
 
         Raises:
             InputError: a tensor cannot be used, or a file was changed meanwhile.
@@ -74,21 +93,15 @@ class Production:
         """
         self._store.sweep()
         self._check_room(recipes)
-        # One more thread than jobs: the digest needs the disk where the jobs need the processor.
+        # One more thread than jobs: one may wait for the disk where the others need the processor.
         pool = ThreadPoolExecutor(self._jobs + 1, thread_name_prefix="compile")
         try:
-            digest = pool.submit(self._source_digest)
             made = {recipe.unit: pool.submit(self._make, recipe) for recipe in recipes}
             blobs = {unit: future.result() for unit, future in made.items()}
-            source = digest.result()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
-        if _stamp(self._checkpoint.files()) != self._stamp:
-            raise InputError(
-                f"{self._checkpoint.path} was changed during the compile; run it again"
-            )
-        self._store.put_note(f"source-{self._stamp}", SourceNote(digest=source))
-        return blobs, source
+        self._source.check_unchanged()
+        return blobs
 
     def _make(self, recipe: Recipe) -> WrittenBlob:
         # Asked again here: another compile into this store may have made it by now.
@@ -120,21 +133,8 @@ class Production:
         products = [(p.names, p.encoding) for p in recipe.products]
         counts = [recipe.calibration.digest(name) for name in recipe.tensors]
         made_of = (recipe.prefix, products, recipe.vectors, recipe.floats, recipe.plus_one)
-        text = repr((self._stamp, _code(), made_of, counts))
+        text = repr((self._source.stamp, _code(), made_of, counts))
         return f"weights-{hashlib.sha256(text.encode()).hexdigest()}"
-
-    def _source_digest(self) -> Digest:
-        known = self._store.note(f"source-{self._stamp}", SourceNote)
-        if known is not None:
-            return known.digest
-        digest = self._checkpoint.digest()
-        self._check_unchanged()
-        self._store.put_note(f"source-{self._stamp}", SourceNote(digest=digest))
-        return digest
-
-    def _check_unchanged(self) -> None:
-        if _stamp(self._checkpoint.files()) != self._stamp:
-            raise InputError(f"{self._checkpoint.path} changed during the compile; run it again")
 
     def _check_room(self, recipes: Sequence[Recipe]) -> None:
         """Refuse before the work what the disk cannot take."""
@@ -156,15 +156,6 @@ class Production:
 
     def _num_values(self, name: str) -> int:
         return int(np.prod(self._checkpoint.shape(name)))
-
-
-def _stamp(files: Sequence[Path]) -> str:
-    """What changes when a file is written anew: cheap, where a digest would read everything."""
-    parts = []
-    for path in files:
-        found = path.stat()
-        parts.append((str(path.resolve()), found.st_size, found.st_mtime_ns, found.st_ino))
-    return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
 @cache

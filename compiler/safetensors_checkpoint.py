@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from edgeshard.compiler.checkpoint import PICKLED, PICKLED_REMEDY, check_architecture
 from edgeshard.compiler.generation import Defaults, read_generation
 from edgeshard.compiler.sentencepiece_model import read_model
-from edgeshard.compiler.stored import VALUE_BYTES, read_rows, widen
+from edgeshard.compiler.stored import VALUE_BYTES, digest_file, ignore, read_rows, widen
 from edgeshard.errors import InputError
 
 _TYPES = {"F32", "F16", "BF16"}
@@ -123,13 +123,12 @@ class SafetensorsCheckpoint:
         paths = [self.path / name for name in extras if (self.path / name).exists()]
         return [*paths, *sorted(self._open_files)]
 
-    def digest(self) -> str:
+    def digest(self, on_bytes: Callable[[int], None] = ignore) -> str:
         """See `Checkpoint.digest`."""
         total = hashlib.sha256()
         for path in self.files():
-            with path.open("rb") as file:
-                total.update(f"{path.name} ".encode())
-                total.update(hashlib.file_digest(file, "sha256").digest())
+            total.update(f"{path.name} ".encode())
+            total.update(digest_file(path, on_bytes).digest())
         return f"sha256:{total.hexdigest()}"
 
     def names(self) -> set[str]:

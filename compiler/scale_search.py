@@ -16,8 +16,9 @@ the same weights give the same bytes on every machine. No `fastmath`, for the sa
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from edgeshard.compiler.loop import loop
 
 Floats = NDArray[np.float32]
 
@@ -34,7 +35,7 @@ WIDTHS = np.linspace(0.76, 1.04, 8, dtype=np.float32)
 _TINY = np.float32(1e-30)  # smaller blocks are zero: their scales cannot be inverted
 
 
-@njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@loop
 def find_scales(
     values: Floats,
     importance: Floats,
@@ -132,7 +133,7 @@ def find_scales(
             zeros[group * LANES + lane] = np.uint8(np.int32(kept[lane]))
 
 
-@njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@loop
 def encode_blocks(
     values: Floats,
     importance: Floats,
@@ -159,7 +160,7 @@ def encode_blocks(
     """
     blocks = importance.size // block
     last = np.float32(top)
-    errors = np.empty(block, np.float32)
+    errors, tried = np.empty(block, np.float32), np.empty((2, block), np.float32)
     for index in range(scales.size):
         start = index * block
         source, target = values[start : start + block], codes[start : start + block]
@@ -167,7 +168,7 @@ def encode_blocks(
         step = steps[index // blocks]
         zero = np.float32(zeros[index])
         bottom, above = -zero, last - zero
-        chosen, least = np.float32(0), np.float32(np.inf)
+        chosen, least, kept = np.float32(0), np.float32(np.inf), 0
         exact = wanted[index] / step if step > 0 else np.float32(0)
         for side in range(2):
             scale = np.floor(exact) if side == 0 else np.ceil(exact)
@@ -180,19 +181,24 @@ def encode_blocks(
                 code = np.rint(exactly)
                 code = code if code > bottom else bottom
                 code = code if code < above else above
+                tried[side, i] = code
                 errors[i] = weight[i] * (exactly - code) * (exactly - code)
             half = block // 2
-            while half:
+            while half > 8:
                 for i in range(half):
                     errors[i] += errors[i + half]
                 half //= 2
-            error = errors[0] * scale * scale
+            for i in range(8):  # of a known length, so that no loop is left of it
+                errors[i] += errors[i + 8]
+            for i in range(4):
+                errors[i] += errors[i + 4]
+            total = (errors[0] + errors[2]) + (errors[1] + errors[3])
+            error = total * scale * scale
             if error < least:
-                least, chosen = error, scale
+                least, chosen, kept = error, scale, side
         scales[index] = np.int8(chosen)
-        inverse = np.float32(1) / (step * chosen) if chosen != 0 else np.float32(0)
+        if chosen == 0:
+            target[:] = zeros[index]
+            continue
         for i in range(block):
-            code = np.rint(source[i] * inverse)
-            code = code if code > bottom else bottom
-            code = code if code < above else above
-            target[i] = np.uint8(np.int32(code + zero))
+            target[i] = np.uint8(np.int32(tried[kept, i] + zero))

@@ -6,7 +6,8 @@ checkpoint is larger than what compiling may take.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import gguf
@@ -21,6 +22,8 @@ Floats = NDArray[np.float32]
 
 # Small enough to stay in a core's cache on its way through the quantiser.
 PIECE_BYTES = 2**20
+# Large: whoever hashes beside Python code waits for the interpreter's lock at every piece.
+DIGEST_BYTES = 2**25
 VALUE_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 
 
@@ -57,6 +60,27 @@ def read_rows(
                 yield piece
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def ignore(num_bytes: int) -> None:
+    """Who is told of bytes and does not care."""
+
+
+def digest_file(path: Path, on_bytes: Callable[[int], None]) -> hashlib._Hash:
+    """The sha256 of a file.
+
+    Args:
+        path: the file.
+        on_bytes: told how many more bytes are behind; what it raises ends the reading.
+    """
+    found = hashlib.sha256()
+    size = path.stat().st_size
+    buffer = memoryview(bytearray(max(1, min(DIGEST_BYTES, size))))
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            found.update(buffer[:count])
+            on_bytes(count)
+    return found
 
 
 def widen(rows: Rows, stored_type: str) -> Floats:

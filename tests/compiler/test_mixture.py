@@ -15,7 +15,8 @@ from onnx import TensorProto
 from edgeshard.artifacts.store import Store
 from edgeshard.compiler.calibration import Calibration
 from edgeshard.compiler.checkpoint import open_checkpoint
-from edgeshard.compiler.compile import LOWERINGS, Compiled, compile_model
+from edgeshard.compiler.compilation import LOWERINGS
+from edgeshard.compiler.compile import Compiled, compile_model
 from edgeshard.compiler.encoding import (
     FLOAT,
     STORED,

@@ -1,0 +1,106 @@
+"""The checkpoint's digest: taken beside everything else, noted, given up if nobody wants it."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgeshard.artifacts.store import Store
+from edgeshard.compiler import stored
+from edgeshard.compiler.checkpoint import Checkpoint, open_checkpoint
+from edgeshard.compiler.loop import loop
+from edgeshard.compiler.source import SourceDigest
+from edgeshard.compiler.stored import digest_file, ignore
+from edgeshard.errors import InputError
+from support.tiny_llama import folder, save
+
+
+def test_it_is_the_checkpoints_digest_and_noted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = open_checkpoint(folder("grouped"))
+    expected = checkpoint.digest()
+    with SourceDigest(Store(tmp_path), checkpoint) as source:
+        assert source.result() == expected
+
+    monkeypatch.setattr(checkpoint, "digest", _refuse)
+    with SourceDigest(Store(tmp_path), checkpoint) as source:
+        assert source.result() == expected
+
+
+def _refuse(on_bytes: Callable[[int], None]) -> str:
+    raise AssertionError("read again")
+
+
+def test_leaving_early_ends_the_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = open_checkpoint(folder("grouped"))
+    begun = threading.Event()
+
+    def endless(on_bytes: Callable[[int], None]) -> str:
+        while True:
+            begun.set()
+            on_bytes(1)
+
+    monkeypatch.setattr(checkpoint, "digest", endless)
+    with SourceDigest(Store(tmp_path), checkpoint):
+        assert begun.wait(60)
+
+    assert list((tmp_path / "notes").iterdir()) == []
+
+
+def test_a_file_that_changes_under_the_reading_is_refused_and_not_noted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save("grouped", tmp_path / "checkpoint")
+    checkpoint: Checkpoint = open_checkpoint(path)
+    digest = checkpoint.digest
+
+    def disturbed(on_bytes: Callable[[int], None]) -> str:
+        with (path / "model.safetensors").open("ab") as file:
+            file.write(b"more")
+        return digest(on_bytes)
+
+    monkeypatch.setattr(checkpoint, "digest", disturbed)
+    with (
+        SourceDigest(Store(tmp_path / "store"), checkpoint) as source,
+        pytest.raises(InputError, match="changed during the compile"),
+    ):
+        source.result()
+
+    assert list((tmp_path / "store" / "notes").iterdir()) == []
+
+
+@pytest.mark.parametrize("size", [0, 1, 7, 8, 50])
+def test_a_file_is_digested_in_pieces(
+    size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stored, "DIGEST_BYTES", 7)
+    path = tmp_path / "file"
+    path.write_bytes(bytes(range(size)))
+    told: list[int] = []
+
+    assert digest_file(path, told.append).digest() == hashlib.sha256(bytes(range(size))).digest()
+
+    assert sum(told) == size
+    assert digest_file(path, ignore).digest() == hashlib.sha256(bytes(range(size))).digest()
+
+
+def _total(values: np.ndarray[tuple[int], np.dtype[np.float64]]) -> float:
+    total = 0.0
+    for i in range(values.size):
+        total += values[i]
+    return total
+
+
+def test_a_loop_runs_where_its_machine_code_cannot_be_kept() -> None:
+    code = _total.__code__
+    _total.__code__ = code.replace(co_filename="<nowhere>")
+    try:
+        assert loop(_total)(np.arange(5.0)) == 10
+    finally:
+        _total.__code__ = code
