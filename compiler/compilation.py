@@ -17,7 +17,6 @@ from edgeshard.compiler.blob import Piece, WrittenBlob, write_blob
 from edgeshard.compiler.calibration import Calibration
 from edgeshard.compiler.checkpoint import Checkpoint, check_layers
 from edgeshard.compiler.choice import Wish, choose_encodings
-from edgeshard.compiler.compile import Progress
 from edgeshard.compiler.encoding import STORED
 from edgeshard.compiler.graph import Extent, GraphBuilder
 from edgeshard.compiler.join_products import join_products
@@ -36,6 +35,7 @@ from edgeshard.compiler.lowering import (
 )
 from edgeshard.compiler.names import check_names, check_sizes
 from edgeshard.compiler.production import Production, default_jobs
+from edgeshard.compiler.progress import Progress
 from edgeshard.compiler.semantic import Model, Node, fold_scale
 from edgeshard.compiler.source import SourceDigest
 from edgeshard.compiler.trace import trace_model

@@ -19,18 +19,10 @@ import msgspec
 from edgeshard.artifacts.store import Store
 from edgeshard.compiler.calibration import Calibration
 from edgeshard.compiler.checkpoint import open_checkpoint
+from edgeshard.compiler.progress import Progress
 from edgeshard.compiler.source import SourceDigest
 from edgeshard.schemas.common import Blob, FloatType, Precision, Target
 from edgeshard.schemas.model import ModelManifest, Variant
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What is being done, and how much of the checkpoint's parameters are behind."""
-
-    step: str
-    done: int
-    total: int
 
 
 @dataclass(frozen=True)

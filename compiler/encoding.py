@@ -143,6 +143,7 @@ def quantise(
     if encoding.kind == "rows":
         return _quantise_rows(weight)
     assert encoding.has_steps, encoding
+    assert encoding.block % 16 == 0, encoding
     rows, columns = weight.shape
     shape = (rows, columns // encoding.block)
     values = np.ascontiguousarray(weight, np.float32).reshape(-1)

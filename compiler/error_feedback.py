@@ -12,9 +12,8 @@ Transformers", 2022 (arXiv:2210.17323), section 3.
 from __future__ import annotations
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
-
-from edgeshard.compiler.loop import loop
 
 Floats = NDArray[np.float32]
 
@@ -33,7 +32,7 @@ def feedback(moments: Floats) -> Floats:
     return np.ascontiguousarray(factor / np.diag(factor)[:, None], np.float32)
 
 
-@loop
+@njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
 def follow(
     values: Floats,
     scales: Floats,

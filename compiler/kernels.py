@@ -7,22 +7,21 @@ reordered by the compiler (no `fastmath`): the same weights give the same bytes 
 from __future__ import annotations
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
-
-from edgeshard.compiler.loop import loop
 
 _HALF_EXPONENT = np.uint32(0x7C00)
 _EXPONENT = np.uint32(0x7F800000)
 
 
-@loop
+@njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
 def pack_nibbles(codes: NDArray[np.uint8], packed: NDArray[np.uint8]) -> None:
     """Two codes below 16 in a byte, the first one low."""
     for i in range(packed.size):
         packed[i] = codes[2 * i] | (codes[2 * i + 1] << np.uint8(4))
 
 
-@loop
+@njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
 def widen_halves(halves: NDArray[np.uint16], words: NDArray[np.uint32]) -> None:
     """Float16 bits to the bits of float32, short of a factor of 2**112; exact for all values."""
     for i in range(halves.size):
@@ -35,7 +34,7 @@ def widen_halves(halves: NDArray[np.uint16], words: NDArray[np.uint32]) -> None:
         words[i] = word
 
 
-@loop
+@njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
 def all_finite(words: NDArray[np.uint32]) -> bool:
     """Whether no float32 among these bits is infinite or NaN."""
     found = np.uint32(0)

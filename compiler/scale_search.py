@@ -16,9 +16,8 @@ the same weights give the same bytes on every machine. No `fastmath`, for the sa
 from __future__ import annotations
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
-
-from edgeshard.compiler.loop import loop
 
 Floats = NDArray[np.float32]
 
@@ -35,7 +34,7 @@ WIDTHS = np.linspace(0.76, 1.04, 8, dtype=np.float32)
 _TINY = np.float32(1e-30)  # smaller blocks are zero: their scales cannot be inverted
 
 
-@loop
+@njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
 def find_scales(
     values: Floats,
     importance: Floats,
@@ -133,7 +132,7 @@ def find_scales(
             zeros[group * LANES + lane] = np.uint8(np.int32(kept[lane]))
 
 
-@loop
+@njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
 def encode_blocks(
     values: Floats,
     importance: Floats,
@@ -150,7 +149,7 @@ def encode_blocks(
     Args:
         values: flat rows.
         importance: of each column.
-        block: values with one scale.
+        block: values with one scale; a multiple of 16.
         top: highest code.
         steps: of each row; 0 where all its values are zero.
         wanted: scale of each block.

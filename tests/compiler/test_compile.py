@@ -12,7 +12,8 @@ import safetensors.numpy
 import torch
 
 from edgeshard.artifacts.store import Store
-from edgeshard.compiler.compile import Progress, compile_model
+from edgeshard.compiler.compile import compile_model
+from edgeshard.compiler.progress import Progress
 from edgeshard.errors import InputError
 from edgeshard.schemas.common import Precision, Target
 from support.gguf_file import write_gguf

@@ -7,13 +7,11 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from edgeshard.artifacts.store import Store
 from edgeshard.compiler import stored
 from edgeshard.compiler.checkpoint import Checkpoint, open_checkpoint
-from edgeshard.compiler.loop import loop
 from edgeshard.compiler.source import SourceDigest
 from edgeshard.compiler.stored import digest_file, ignore
 from edgeshard.errors import InputError
@@ -88,19 +86,3 @@ def test_a_file_is_digested_in_pieces(
 
     assert sum(told) == size
     assert digest_file(path, ignore).digest() == hashlib.sha256(bytes(range(size))).digest()
-
-
-def _total(values: np.ndarray[tuple[int], np.dtype[np.float64]]) -> float:
-    total = 0.0
-    for i in range(values.size):
-        total += values[i]
-    return total
-
-
-def test_a_loop_runs_where_its_machine_code_cannot_be_kept() -> None:
-    code = _total.__code__
-    _total.__code__ = code.replace(co_filename="<nowhere>")
-    try:
-        assert loop(_total)(np.arange(5.0)) == 10
-    finally:
-        _total.__code__ = code
