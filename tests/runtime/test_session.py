@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,9 @@ def test_threads_of_a_pinned_session_lie_on_the_other_cores() -> None:
     session = ShardSession.open(model.store, shard, threads=2, cores=(0, second), context=CONTEXT)
     new = [int(task) for task in set(os.listdir("/proc/self/task")) - before]
 
+    ends = time.monotonic() + 10  # a thread pins itself, once it gets a core
+    while [os.sched_getaffinity(task) for task in new] != [{second}] and time.monotonic() < ends:
+        time.sleep(0.01)
     assert [os.sched_getaffinity(task) for task in new] == [{second}]
     session.close()
 
