@@ -1,7 +1,8 @@
 """Measures one shard of a whole model in one process.
 
 A decode row is the rate of `DECODE_TOKENS` steps that start at `context` positions; a prefill row
-is the rate of one prompt into an empty cache. Loading and one warm-up are not counted.
+is the rate of one prompt into an empty cache. Loading is not counted, nor is a warm-up before each
+prompt with one as long, as llama-bench has it.
 """
 
 from __future__ import annotations
@@ -93,6 +94,7 @@ def bench_model(
         runner.prefill(16)
         runner.decode(16, 4)
         for prompt in prompts:
+            runner.prefill(prompt)
             rates = [prompt / runner.prefill(prompt) for _ in range(rounds)]
             yield _row(model, "prefill", 0, prompt, rates, on_row)
         for start in contexts:
