@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import gc
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -151,6 +153,17 @@ def compile_command(
         )
 
 
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """No garbage collection: what is imported and traced stays, and walks over it find nothing."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+@_uncollected()
 def run_compile(
     model: Path,
     store: Store,
