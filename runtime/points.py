@@ -1,13 +1,14 @@
 """Times one point of a profile: the same step again and again, until its median is known.
 
-one step ──► pause ──► a timed step ──► is_settled ── yes, or enough ──► seconds
-               ▲                            │ no
-               └────────────────────────────┘
+one step ──► others, pause ──► a timed step ──► is_settled ── yes, or enough ──► seconds
+                    ▲                               │ no
+                    └───────────────────────────────┘
 """
 
 from __future__ import annotations
 
 import math
+import mmap
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -97,6 +98,34 @@ def timing(times: Sequence[float]) -> Timing:
     """Median and spread of measured seconds."""
     low, median, high = (float(np.percentile(times, q)) for q in (10, 50, 90))
     return Timing(median_seconds=median, low_seconds=low, high_seconds=high, num_samples=len(times))
+
+
+class Others:
+    """Memory in the place of other units' weights: reading it leaves caches as they do.
+
+    Without it a unit that is timed again and again finds its weights in a large cache, where the
+    units of a whole stage drive each other out.
+    """
+
+    def __init__(self, num_bytes: int) -> None:
+        """Take so many bytes, until the block is left."""
+        self._memory = mmap.mmap(-1, num_bytes) if num_bytes else None
+
+    def __enter__(self) -> Others:
+        """Write them: what never was written is one page of zeros, however long."""
+        if self._memory is not None:
+            np.frombuffer(self._memory, np.uint8)[:] = 1
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Give the memory back."""
+        if self._memory is not None:
+            self._memory.close()
+
+    def read(self) -> None:
+        """Read every byte."""
+        if self._memory is not None:
+            np.frombuffer(self._memory, np.uint8).max()
 
 
 class Stepper:

@@ -5,8 +5,9 @@
 A stage's step costs a fixed part and its units. A window of one block and a window of several,
 with weights of their own, tell the two apart, once; of other blocks a window of several is enough.
 A device too small for several measures units one at a time and takes the fixed part as zero. How
-often a step is timed says `points.py`. In a chain a stage sleeps between its steps, so a pause is
-made before each timed decode step: waking up is part of the cost.
+often a step is timed says `points.py`. In a chain a stage sleeps between its steps, and other units
+are read before its own come again: so before each timed decode step as much memory is read as the
+rest of the model takes, and a pause is made. Waking up and cold caches are part of the cost.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from edgeshard.artifacts.store import Store
 from edgeshard.errors import EdgeShardError, InputError
 from edgeshard.runtime.child import Line, Parent, exit_now
 from edgeshard.runtime.machine import instruction_set, resident_bytes, settled_bytes
-from edgeshard.runtime.points import Stepper, repeat, seconds, shifted, timing
+from edgeshard.runtime.points import Others, Stepper, repeat, seconds, shifted, timing
 from edgeshard.runtime.representative import bytes_of, make_representative
 from edgeshard.runtime.session import ShardSession
 from edgeshard.schemas import files
@@ -51,6 +52,7 @@ MAX_WINDOW = 8
 PAUSE_SECONDS = 0.005
 DECODE_SAMPLES = 20
 PREFILL_SAMPLES = 3
+MOST_OTHER_BYTES = 256 * 2**20  # more than caches keep
 Point = tuple[int, int]  # context and batch of a decode step
 
 
@@ -250,21 +252,38 @@ class Profiler:
                 for length in self._spec.prompts
                 if length <= self._longest
             }
-            decode = {
-                point: repeat(
-                    partial(step.decode, *point),
-                    DECODE_SAMPLES,
-                    PAUSE_SECONDS,
-                    partial(step.hold, *point),
-                )
-                for point in points
-            }
+            decode = self._decode(step, points, self._other_bytes(shard))
             if not shard.blocks:  # without a cache a step takes the same at every context
                 decode |= {(context, 1): decode[self._first] for context in self._contexts}
             touched = shard.kv_bytes(self._context, slots)
             growth = resident_bytes(os.getpid()) - loaded - touched
         self._workspace = max(self._workspace, growth)
         return _Window(decode, prefill, loaded - before, max(0, growth))
+
+    def _decode(
+        self, step: Stepper, points: Sequence[Point], other_bytes: int
+    ) -> dict[Point, list[float]]:
+        with Others(other_bytes) as others:
+
+            def prepare(point: Point) -> None:
+                step.hold(*point)
+                others.read()
+
+            return {
+                point: repeat(
+                    partial(step.decode, *point),
+                    DECODE_SAMPLES,
+                    PAUSE_SECONDS,
+                    partial(prepare, point),
+                )
+                for point in points
+            }
+
+    def _other_bytes(self, shard: ShardManifest) -> int:
+        """Bytes of the model's other units, as far as caches and half of what is free go."""
+        whole = bytes_of(tuple({blob for unit in self._model.units for blob in unit.weights}))
+        free = self._config.memory_bytes - resident_bytes(os.getpid())
+        return max(0, min(whole - bytes_of(shard.weights), MOST_OTHER_BYTES, free // 2))
 
     def _points(self, shard: ShardManifest) -> list[Point]:
         """Contexts and batches of the decode steps to time."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from edgeshard.artifacts.store import Store
 from edgeshard.errors import ArtifactError
 from edgeshard.runtime import profiler
-from edgeshard.runtime.points import repeat
+from edgeshard.runtime.points import Others, repeat
 from edgeshard.runtime.profiler import Profiler, ProfilerConfig, ProfileSpec
 from edgeshard.runtime.representative import make_representative
 from edgeshard.schemas import files
@@ -171,6 +172,63 @@ def test_the_fixed_part_of_a_step_is_measured_once(
     many = profiler.MAX_WINDOW
     assert counts == [1, many, 1, many, 1] * num_providers  # the last is the head
     assert timed == [1, *[many] * 6, 1, 1] * num_providers
+
+
+def test_other_units_are_read_before_each_decode_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = compiled("grouped", "int4")
+    sizes: list[int] = []
+    order: list[str] = []
+
+    class Recorded(Others):
+        def __init__(self, num_bytes: int) -> None:
+            super().__init__(num_bytes)
+            sizes.append(num_bytes)
+
+        def read(self) -> None:
+            super().read()
+            order.append("others")
+
+    def recorded(step: Callable[[], None], *rest: Any) -> list[float]:
+        def noted() -> None:
+            step()
+            order.append("step")
+
+        return repeat(noted, *rest)
+
+    monkeypatch.setattr(profiler, "Others", Recorded)
+    monkeypatch.setattr(profiler, "repeat", recorded)
+    counts = _counted(monkeypatch)
+
+    _measure(model, _store(model, tmp_path), (), representatives=(1,))
+
+    unit_bytes = sum(blob.size_bytes for blob in model.manifest.units[1].weights)
+    weights = {blob for unit in model.manifest.units for blob in unit.weights}
+    whole = sum(blob.size_bytes for blob in weights)
+    assert len(sizes) == len(counts)
+    assert sizes[0] == whole - unit_bytes > 0
+    assert all(size <= whole - unit_bytes for size in sizes)
+    assert order == ["others", "step"] * (len(order) // 2) != []
+
+
+def test_others_take_half_of_what_is_free_at_most(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = compiled("grouped", "int4")
+    sizes: list[int] = []
+
+    class Recorded(Others):
+        def __init__(self, num_bytes: int) -> None:
+            super().__init__(num_bytes)
+            sizes.append(num_bytes)
+
+    monkeypatch.setattr(profiler, "Others", Recorded)
+    monkeypatch.setattr(profiler, "resident_bytes", lambda pid: 10_000)
+
+    _measure(model, _store(model, tmp_path), (), memory_bytes=12_000)
+
+    assert max(sizes) == 1_000
 
 
 def test_without_a_cache_every_context_takes_the_same(tmp_path: Path) -> None:
