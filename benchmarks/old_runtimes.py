@@ -25,6 +25,7 @@ KINDS: list[tuple[Precision, Target]] = [
     *(("fp32", "portable"), ("fp16", "portable"), ("int8", "portable"), ("int4", "portable")),
     *(("fp32", "tensorrt"), ("fp16", "tensorrt"), ("int8", "tensorrt")),
     *(("fp32", "ort"), ("int4", "ort")),
+    *(("mixed", "portable"), ("mixed", "ort")),
 ]
 # Runs in the other environment: onnxruntime and numpy, nothing of ours.
 RUN = """

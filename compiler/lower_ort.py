@@ -72,7 +72,7 @@ class OrtLowering(Lowering):
         if encoding.kind != "offset_blocks":
             return y
         offsets = graph.weight(f"{weight}.offsets", self.float_type, (blocks, rows))
-        sums = self._block_sums(graph, x, blocks, encoding.block)
+        sums = self.block_sums(graph, x, blocks, encoding.block)
         return graph.op("Add", [y, graph.op("MatMul", [sums, offsets], at=at)], at=at)
 
     def _zeros(
@@ -83,15 +83,6 @@ class OrtLowering(Lowering):
             return []
         width = num_zero_bytes(blocks)
         return [graph.weight(f"{weight}.zeros", TensorProto.UINT8, (rows, width))]
-
-    def _block_sums(self, graph: GraphBuilder, x: str, blocks: int, block: int) -> str:
-        """Sums of `block` neighbouring inputs; products of the same input share them."""
-        key = f"{x}/{block}"
-        if key not in graph.shared:
-            split = graph.op("Reshape", [x, graph.integers(0, 0, blocks, block)])
-            axes = graph.integers(-1)
-            graph.shared[key] = graph.op("ReduceSum", [split, axes], keepdims=0)
-        return graph.shared[key]
 
     def gather(self, graph: GraphBuilder, tokens: str, weight: str, encoding: Encoding) -> str:
         """See `Lowering.gather`."""

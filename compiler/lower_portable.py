@@ -54,45 +54,59 @@ class PortableLowering(Lowering):
     ) -> str:
         """See `Lowering.product`."""
         at = weight.split(":")[1]
-        matrix = self._matrix(graph, weight, encoding, rows, columns)
-        transposed = graph.op("Transpose", [matrix], at=at, perm=[1, 0])
-        return graph.op("MatMul", [x, transposed], at=at)
-
-    def _matrix(
-        self, graph: GraphBuilder, weight: str, encoding: Encoding, rows: int, columns: int
-    ) -> str:
-        """The float matrix `[rows, columns]`, dequantised in the graph."""
         if encoding.kind == "float":
-            return graph.weight(f"{weight}.weight", self.float_type, (rows, columns))
-        at = weight.split(":")[1]
-        kind = TensorProto.UINT4 if encoding.bits == 4 else TensorProto.UINT8
+            matrix = graph.weight(f"{weight}.weight", self.float_type, (rows, columns))
+            return self._times(graph, x, matrix, at)
         blocks = columns // encoding.block
-        if encoding.bits == 6:
-            codes = self.six_bit_codes(graph, weight, rows, columns)
-        else:
-            codes = graph.weight(f"{weight}.codes", kind, (rows, columns))
         scales = self.scales(graph, weight, encoding, rows, blocks)
         # An odd number of zero points ends in half a byte, which DequantizeLinear does not know.
         is_odd = encoding.kind == "zero_blocks" and blocks % 2 == 1
         own = encoding.kind == "zero_blocks" and not is_odd
-        zeros = f"{weight}.zeros" if own else f"zeros{encoding.read_bits}:zeros"
-        zeros = graph.weight(zeros, kind, (rows, blocks))
-        matrix = graph.op(
-            "DequantizeLinear", [codes, scales, zeros], at=at, axis=1, block_size=encoding.block
-        )
+        matrix = self._dequantised(graph, weight, encoding, (rows, columns), scales, own=own)
+        y = self._times(graph, x, matrix, at)
         if is_odd:
             middle = graph.constant(np.full(1, 2 ** (encoding.bits - 1), self.float_dtype))
             zeros = self._zero_points(graph, weight, rows, blocks, "")
             offsets = graph.op("Mul", [graph.op("Sub", [middle, zeros], at=at), scales], at=at)
+            offsets = graph.op("Transpose", [offsets], at=at, perm=[1, 0])
         elif encoding.kind == "offset_blocks":
             offsets = graph.weight(f"{weight}.offsets", self.float_type, (blocks, rows))
-            offsets = graph.op("Transpose", [offsets], at=at, perm=[1, 0])
         else:
-            return matrix
-        offsets = graph.op("Unsqueeze", [offsets, graph.integers(-1)], at=at)
-        split = graph.op("Reshape", [matrix, graph.integers(rows, blocks, encoding.block)], at=at)
-        shifted = graph.op("Add", [split, offsets], at=at)
-        return graph.op("Reshape", [shifted, graph.integers(rows, columns)], at=at)
+            return y
+        # Apart from the matrix: what is added to it, OpenVINO loses (docs/adr/0013).
+        sums = self.block_sums(graph, x, blocks, encoding.block)
+        return graph.op("Add", [y, graph.op("MatMul", [sums, offsets], at=at)], at=at)
+
+    def _times(self, graph: GraphBuilder, x: str, matrix: str, at: str) -> str:
+        transposed = graph.op("Transpose", [matrix], at=at, perm=[1, 0])
+        return graph.op("MatMul", [x, transposed], at=at)
+
+    def _dequantised(
+        self,
+        graph: GraphBuilder,
+        weight: str,
+        encoding: Encoding,
+        shape: tuple[int, int],
+        scales: str,
+        *,
+        own: bool,
+    ) -> str:
+        """The matrix as floats: about its own zero points, or about the middle of the codes."""
+        kind = TensorProto.UINT4 if encoding.bits == 4 else TensorProto.UINT8
+        rows, columns = shape
+        if encoding.bits == 6:
+            codes = self.six_bit_codes(graph, weight, rows, columns)
+        else:
+            codes = graph.weight(f"{weight}.codes", kind, shape)
+        zeros = f"{weight}.zeros" if own else f"zeros{encoding.read_bits}:zeros"
+        zeros = graph.weight(zeros, kind, (rows, columns // encoding.block))
+        return graph.op(
+            "DequantizeLinear",
+            [codes, scales, zeros],
+            at=weight.split(":")[1],
+            axis=1,
+            block_size=encoding.block,
+        )
 
     def gather(self, graph: GraphBuilder, tokens: str, weight: str, encoding: Encoding) -> str:
         """See `Lowering.gather`; picks rows of codes first, so as to dequantise no whole table."""

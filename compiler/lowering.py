@@ -166,6 +166,15 @@ class Lowering(ABC):
             return x
         return graph.op("Cast", [x], to=self.float_type)
 
+    def block_sums(self, graph: GraphBuilder, x: str, blocks: int, block: int) -> str:
+        """Sums of `block` neighbouring inputs; products of the same input share them."""
+        key = f"{x}/{block}"
+        if key not in graph.shared:
+            split = graph.op("Reshape", [x, graph.integers(0, 0, blocks, block)])
+            axes = graph.integers(-1)
+            graph.shared[key] = graph.op("ReduceSum", [split, axes], keepdims=0)
+        return graph.shared[key]
+
     def widen(self, graph: GraphBuilder, x: str) -> str:
         """From the type within a unit to float32."""
         if self.float_type == TensorProto.FLOAT:

@@ -16,7 +16,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as pybind
 from edgeshard.artifacts.store import Store
 from edgeshard.errors import DeviceError
 from edgeshard.runtime.machine import physical_cores
-from edgeshard.runtime.providers import ProviderList
+from edgeshard.runtime.providers import ProviderError, ProviderList
 from edgeshard.runtime.scale_file import ScaleFile, scale_file
 from edgeshard.schemas.targets import CPU
 from edgeshard.system import HAS_FORGET, trim_memory
@@ -103,6 +103,7 @@ def load(
 
     Raises:
         DeviceError: ONNX Runtime refuses the graph.
+        ProviderError: it has no use of the first provider, and would compute on another one.
     """
     is_alone = providers == [CPU]  # what other providers do with constants was not measured
     scales = scale_file(store, graph) if HAS_FORGET and is_alone else None
@@ -117,5 +118,12 @@ def load(
     finally:
         if scales is not None:
             scales.settle()
+    first = providers[0] if isinstance(providers[0], str) else providers[0][0]
+    if first not in session.get_providers():
+        raise ProviderError(
+            f"{first} does not start on this device, though its ONNX Runtime has it: install "
+            "the libraries and drivers that it needs, or leave it out of `providers` in the "
+            "cluster file"
+        )
     trim_memory()
     return Loaded(session, scales)

@@ -31,6 +31,7 @@ from edgeshard.errors import EdgeShardError, InputError
 from edgeshard.runtime.child import Line, Parent, exit_now
 from edgeshard.runtime.machine import instruction_set, resident_bytes, settled_bytes
 from edgeshard.runtime.points import Others, Stepper, repeat, seconds, shifted, timing
+from edgeshard.runtime.providers import ProviderError
 from edgeshard.runtime.representative import bytes_of, make_representative
 from edgeshard.runtime.session import ShardSession
 from edgeshard.schemas import files
@@ -123,19 +124,33 @@ class Profiler:
         providers = [provider for provider in here if self._can_run(provider)]
         if here and not providers:
             view_for(self._whole, here[0])
-        units = [profile for provider in providers for profile in self._measure_provider(provider)]
+        units = self._measured(providers)
         return DeviceProfile(
             name=device.name,
             runtime=ort.__version__,
             isa=instruction_set(),
             threads=config.threads,
-            providers=tuple(providers),
+            providers=tuple(p for p in providers if any(unit.provider == p for unit in units)),
             memory_bytes=config.memory_bytes,
             baseline_bytes=self._baseline,
             workspace_bytes=self._workspace,
             step_overhead_seconds=self._overhead or 0.0,
             units=tuple(units),
         )
+
+    def _measured(self, providers: Sequence[str]) -> list[UnitProfile]:
+        """Units on every provider that starts."""
+        units: list[UnitProfile] = []
+        problem: ProviderError | None = None
+        for provider in providers:
+            try:
+                units += self._measure_provider(provider)
+            except ProviderError as error:
+                problem = error
+                self._say(f"nothing on {provider}: {error}")
+        if problem is not None and not units:
+            raise problem
+        return units
 
     def _can_run(self, provider: str) -> bool:
         """Whether the model has a target that the provider runs."""

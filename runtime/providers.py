@@ -6,15 +6,23 @@ folders, never paths: they lie in one that the device chooses, one for each grap
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 from edgeshard.artifacts.engine import FOLDERS, OPTIONS
-from edgeshard.errors import ArtifactError
+from edgeshard.errors import ArtifactError, DeviceError
 from edgeshard.schemas.shard import ShardManifest
-from edgeshard.schemas.targets import CPU, CUDA, TENSORRT
+from edgeshard.schemas.targets import CPU, CUDA, OPENVINO, TENSORRT
+
+
+class ProviderError(DeviceError):
+    """A provider does not start on this device, though its ONNX Runtime was built with it."""
+
 
 ProviderList = list[str | tuple[str, dict[str, str]]]
+# It would round activations to 8 bits in groups of its own, by what the processor has.
+_OPENVINO_OPTIONS = {"load_config": json.dumps({"CPU": {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}})}
 _FOLDER = re.compile(r"[a-z]{1,32}")
 
 
@@ -30,6 +38,8 @@ def provider_list(provider: str, shard: ShardManifest, engines: Path) -> Provide
         ArtifactError: the manifest sets an option that it may not.
     """
     check_options(shard.provider_options)
+    if provider == OPENVINO:
+        return [(OPENVINO, dict(_OPENVINO_OPTIONS)), CPU]
     if provider != TENSORRT:
         return [provider] if provider == CPU else [provider, CPU]
     options = dict(shard.provider_options)

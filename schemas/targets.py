@@ -13,6 +13,7 @@ from edgeshard.schemas.model import ModelManifest
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 TENSORRT = "TensorrtExecutionProvider"
+OPENVINO = "OpenVINOExecutionProvider"
 # Providers whose tensors lie elsewhere than in the machine's memory.
 ON_GPU = (CUDA, TENSORRT)
 

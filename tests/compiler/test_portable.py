@@ -25,9 +25,9 @@ FLOAT_OPERATORS = {
 OPERATORS: dict[Precision, set[str]] = {
     "fp32": FLOAT_OPERATORS,
     "int8": FLOAT_OPERATORS | {"Cast", "DequantizeLinear"},
-    "int4": FLOAT_OPERATORS | {"Cast", "DequantizeLinear", "Floor"},
+    "int4": FLOAT_OPERATORS | {"Cast", "DequantizeLinear", "Floor", "ReduceSum"},
     "mixed": FLOAT_OPERATORS | {"BitShift", "BitwiseOr", "Cast", "DequantizeLinear"},
-    "stored": FLOAT_OPERATORS | {"Cast", "DequantizeLinear", "Floor"},
+    "stored": FLOAT_OPERATORS | {"Cast", "DequantizeLinear", "Floor", "ReduceSum"},
 }
 OPSETS: dict[Precision, int] = {"fp32": 17, "int8": 21, "int4": 21, "mixed": 21, "stored": 21}
 

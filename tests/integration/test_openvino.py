@@ -26,13 +26,12 @@ from edgeshard.runtime.local import LocalCluster
 from edgeshard.runtime.profile_cluster import profile_cluster
 from edgeshard.schemas.common import Precision
 from edgeshard.schemas.profile import DeviceProfile
-from edgeshard.schemas.targets import CPU
+from edgeshard.schemas.targets import CPU, OPENVINO
 from support.runtime_chain import plan_of
 from support.runtime_double import byte_tokenizer
 from support.tiny_llama import CONTEXT, CompiledModel, compiled, folder
 
 PYTHON = Path(__file__).parents[2] / ".venv-openvino" / "bin" / "python"
-OPENVINO = "OpenVINOExecutionProvider"
 TOLERANCE, HALF_TOLERANCE = 1e-4, 3e-2
 PROMPT = "a chain of two"
 CUT = 2
@@ -98,7 +97,7 @@ def deployment(
     )
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8", "int4"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8", "int4", "mixed"])
 def test_portable_shards_run_within_the_tolerance(precision: Precision, tmp_path: Path) -> None:
     """Also with 16-bit floats and blocks, whose rounding is compared with that of our CPU."""
     made = compiled("grouped", precision, "portable")

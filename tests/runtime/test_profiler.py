@@ -15,12 +15,14 @@ from edgeshard.errors import ArtifactError
 from edgeshard.runtime import profiler
 from edgeshard.runtime.points import Others, repeat
 from edgeshard.runtime.profiler import Profiler, ProfilerConfig, ProfileSpec
+from edgeshard.runtime.providers import ProviderError
 from edgeshard.runtime.representative import make_representative
 from edgeshard.schemas import files
 from edgeshard.schemas.cluster import Device
 from edgeshard.schemas.common import Target
 from edgeshard.schemas.profile import DeviceProfile, Profile
 from edgeshard.schemas.shard import ShardManifest
+from edgeshard.schemas.targets import CPU, CUDA
 from support.tiny_llama import CompiledModel, compiled
 
 DEVICE = Device(name="laptop", address="127.0.0.1", port=7000, public_key="k" * 40)
@@ -241,6 +243,31 @@ def test_without_a_cache_every_context_takes_the_same(tmp_path: Path) -> None:
     for unit in ends:
         alone = {point.context: point.time for point in unit.decode if point.batch == 1}
         assert alone[CONTEXTS[0]] == alone[CONTEXTS[1]]
+
+
+@pytest.mark.filterwarnings("ignore:Specified provider")
+def test_a_provider_that_does_not_start_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = compiled("grouped", "int4")
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: [CUDA, CPU])
+
+    found, said = _measure(model, _store(model, tmp_path), ())
+
+    assert found.providers == (CPU,)
+    assert {unit.provider for unit in found.units} == {CPU}
+    assert any(line.startswith(f"nothing on {CUDA}: {CUDA} does not start") for line in said)
+
+
+@pytest.mark.filterwarnings("ignore:Specified provider")
+def test_a_device_where_no_provider_starts_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = compiled("grouped", "int4")
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: [CUDA])
+
+    with pytest.raises(ProviderError, match="leave it out of `providers`"):
+        _measure(model, _store(model, tmp_path), ())
 
 
 def test_a_corrupt_graph_is_refused(tmp_path: Path) -> None:

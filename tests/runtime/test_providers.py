@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import msgspec
@@ -9,10 +10,10 @@ import pytest
 
 from edgeshard.artifacts.fuse import fuse
 from edgeshard.errors import ArtifactError, InputError
-from edgeshard.runtime.providers import provider_list
+from edgeshard.runtime.providers import ProviderError, provider_list
 from edgeshard.runtime.session import ShardSession
 from edgeshard.schemas.shard import ShardManifest
-from edgeshard.schemas.targets import CPU, CUDA, TENSORRT
+from edgeshard.schemas.targets import CPU, CUDA, OPENVINO, TENSORRT
 from support.tiny_llama import CONTEXT, compiled
 
 
@@ -39,8 +40,27 @@ def test_engines_of_a_graph_have_a_folder_and_timings_are_shared(
 
 def test_other_providers_get_no_options(shard: ShardManifest, tmp_path: Path) -> None:
     assert provider_list(CPU, shard, tmp_path) == [CPU]
-    assert provider_list("OpenVINOExecutionProvider", shard, tmp_path)[1:] == [CPU]
+    assert provider_list(CUDA, shard, tmp_path) == [CUDA, CPU]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_openvino_is_not_to_round_activations(shard: ShardManifest, tmp_path: Path) -> None:
+    first, *behind = provider_list(OPENVINO, shard, tmp_path)
+
+    assert not isinstance(first, str)
+    assert (first[0], behind) == (OPENVINO, [CPU])
+    assert json.loads(first[1]["load_config"]) == {"CPU": {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}}
+
+
+@pytest.mark.filterwarnings("ignore:Specified provider")
+def test_a_provider_that_does_not_start_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime would compute on the CPU, and say so in a warning only."""
+    model = compiled("grouped", "fp32")
+    shard = fuse(model.store, model.manifest, model.blob, 0, 2)[0]
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: [CUDA, CPU])
+
+    with pytest.raises(ProviderError, match="CUDAExecutionProvider does not start on this device"):
+        ShardSession.open(model.store, shard, provider=CUDA, context=CONTEXT)
 
 
 @pytest.mark.parametrize(
@@ -61,11 +81,9 @@ def test_a_manifest_sets_no_path_and_no_other_option(
 
 
 def test_a_shard_for_another_provider_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "onnxruntime.get_available_providers", lambda: ["OpenVINOExecutionProvider"]
-    )
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: [OPENVINO])
     model = compiled("grouped")
     shard, _ = fuse(model.store, model.manifest, model.blob, 0, 2)
 
     with pytest.raises(InputError, match="OpenVINOExecutionProvider runs portable, the shard is o"):
-        ShardSession.open(model.store, shard, provider="OpenVINOExecutionProvider", context=CONTEXT)
+        ShardSession.open(model.store, shard, provider=OPENVINO, context=CONTEXT)
