@@ -17,6 +17,7 @@ import errno
 import hashlib
 import os
 import re
+import shutil
 import stat
 import tempfile
 import time
@@ -233,8 +234,13 @@ class Store:
     def sweep(self) -> None:
         """Delete what dead processes left in `incoming`; a living one writes more often."""
         for path in (self.root / "incoming").iterdir():
-            with contextlib.suppress(OSError):  # a folder, or another process was faster
-                if time.time() - path.stat().st_mtime > STALE_SECONDS:
+            with contextlib.suppress(OSError):  # another process was faster
+                parts = [path, *path.rglob("*")] if path.is_dir() else [path]
+                if time.time() - max(part.lstat().st_mtime for part in parts) < STALE_SECONDS:
+                    continue
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
                     path.unlink()
 
     # Names and manifests

@@ -222,6 +222,7 @@ class Commands:
     def _run_profile(self, task: Task, spec: bytes) -> None:
         agent = self._agent
         self._refuse_if_busy("measuring needs the device alone")
+        agent.store.sweep()
         try:
             plain = json.loads(spec)
         except ValueError as error:
@@ -254,6 +255,7 @@ class Commands:
                 f"{agent.device.name} may hold {limit} bytes, the stage is predicted to hold "
                 f"{load.predicted_bytes}: {load.predicted_bytes - limit} are missing; plan again"
             )
+        agent.store.sweep()
         shard = agent.store.shard(load.shard)
         previous, following = agent.device_of(load.previous), agent.device_of(load.following)
         first, last = map(agent.device_of, load.ends)

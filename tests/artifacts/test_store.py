@@ -242,11 +242,19 @@ def test_a_note_comes_back_and_a_broken_one_is_as_none(store: Store) -> None:
 
 
 def test_sweeping_takes_what_dead_processes_left_and_no_more(store: Store) -> None:
-    old, new = (store.root / "incoming" / name for name in ("old.json", "new.json"))
-    for path in (old, new):
+    incoming = store.root / "incoming"
+    old, new, old_folder, folder = (incoming / name for name in ("a", "b", "c", "d"))
+    for path in (old, new, old_folder / "blobs" / "x", folder / "x", folder / "y"):
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    os.utime(old, (0, 0))
+    outside = store.root / "outside"
+    outside.touch()
+    (old_folder / "link").symlink_to(outside)
+    for path in (old, *old_folder.rglob("*"), old_folder, folder / "x", folder):
+        os.utime(path, (0, 0), follow_symlinks=False)
 
     store.sweep()
 
-    assert _incoming(store) == [new]
+    assert sorted(_incoming(store)) == [new, folder]  # `y` in it was written lately
+    assert sorted(path.name for path in folder.iterdir()) == ["x", "y"]
+    assert outside.exists()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -288,6 +289,16 @@ def test_a_second_deploy_sends_nothing_and_serves_again(chain: LocalCluster) -> 
         assert list(client.generate("new", raw=True, max_tokens=9).finish().token_ids) == expected(
             b"new", 9
         )
+
+
+def test_a_deploy_deletes_what_dead_processes_left(chain: LocalCluster) -> None:
+    left = chain.store_path("device-1") / "incoming" / "left"
+    left.mkdir()
+    os.utime(left, (0, 0))
+
+    deploy_double(chain)
+
+    assert not left.exists()
 
 
 def test_a_prompt_goes_in_chunks_of_the_size_that_was_deployed(chain: LocalCluster) -> None:
