@@ -144,7 +144,7 @@ class Profiler:
         problem: ProviderError | None = None
         for provider in providers:
             try:
-                units += self._measure_provider(provider)
+                units += list(self._measure_provider(provider))  # all of its units or none
             except ProviderError as error:
                 problem = error
                 self._say(f"nothing on {provider}: {error}")
