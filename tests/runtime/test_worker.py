@@ -244,6 +244,10 @@ def test_a_cable_that_is_cut_is_told_though_nothing_is_to_be_sent(stage: Stage) 
     stage.source.send([encode_numbered(0, Open(EPOCH, 5, 0, Sampling()))])
     assert isinstance(stage.next_message()[0], Open)
     stage.figures()
+    while stage.cable.num_connections < 2:  # that for signs of life comes when it can
+        stage.figures()
+    for _ in range(3):  # a second each; it is looked at four times in each
+        stage.figures()
 
     stage.cable.cut()
 

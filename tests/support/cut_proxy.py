@@ -28,6 +28,11 @@ class CutProxy:
         """Where to connect."""
         return f"tcp://127.0.0.1:{self._listener.getsockname()[1]}"
 
+    @property
+    def num_connections(self) -> int:
+        """How many were made through it."""
+        return (len(self._sockets) - 1) // 2
+
     def cut(self) -> None:
         """Let nothing through any more."""
         self._is_cut.set()
