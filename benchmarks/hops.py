@@ -9,7 +9,7 @@ hop add: unpacking, the stage's checks, the double's few array operations, packi
 waking up. The order changes from round to round.
 
 Beside it stands the floor: rings of SHORT and of LONG processes that pass a frame of the same size
-on, with pyzmq and CURVE and nothing else of ours.
+on, with pyzmq and nothing else of ours; with CURVE, and without it, which no chain of ours is.
 """
 
 from __future__ import annotations
@@ -56,14 +56,25 @@ def port_from(pipe: Connection) -> int:
     return int(pipe.recv())
 
 
-def pass_on(pipe: Connection, keys: tuple[bytes, bytes]) -> None:
-    """A process of the ring: what comes goes on, as long as the pipe's other end is there."""
-    public, secret = keys
-    context = zmq.Context()
+Keys = tuple[bytes, bytes] | None
+
+
+def sockets(context: zmq.Context[zmq.Socket[bytes]], keys: Keys) -> list[zmq.Socket[bytes]]:
+    """One to be bound and one to be connected; with keys, to one another only."""
     listener, dialer = context.socket(zmq.ROUTER), context.socket(zmq.DEALER)
     for socket in (listener, dialer):
-        socket.linger, socket.curve_publickey, socket.curve_secretkey = 0, public, secret
-    listener.curve_server, dialer.curve_serverkey = 1, public
+        socket.linger = 0
+        if keys is not None:
+            socket.curve_publickey, socket.curve_secretkey = keys
+    if keys is not None:
+        listener.curve_server, dialer.curve_serverkey = 1, keys[0]
+    return [listener, dialer]
+
+
+def pass_on(pipe: Connection, keys: Keys) -> None:
+    """A process of the ring: what comes goes on, as long as the pipe's other end is there."""
+    context = zmq.Context()
+    listener, dialer = sockets(context, keys)
     pipe.send(listener.bind_to_random_port("tcp://127.0.0.1"))
     dialer.connect(f"tcp://127.0.0.1:{port_from(pipe)}")
     listener.rcvtimeo = 200
@@ -79,9 +90,9 @@ def pass_on(pipe: Connection, keys: tuple[bytes, bytes]) -> None:
 class Ring:
     """As many processes as a chain has stages, and this one, which starts a frame and times it."""
 
-    def __init__(self, num_processes: int) -> None:
+    def __init__(self, num_processes: int, has_keys: bool) -> None:
         spawn = get_context("spawn")
-        keys = zmq.curve_keypair()
+        keys = zmq.curve_keypair() if has_keys else None
         self._pipes, processes = [], []
         for _ in range(num_processes):
             own, other = spawn.Pipe()
@@ -90,14 +101,8 @@ class Ring:
             processes[-1].start()
         self._processes = processes
         self._context = zmq.Context()
-        back, out = self._context.socket(zmq.ROUTER), self._context.socket(zmq.DEALER)
-        for socket in (back, out):
-            socket.linger, socket.curve_publickey, socket.curve_secretkey = 0, *keys
-        back.curve_server, out.curve_serverkey, back.rcvtimeo = (
-            1,
-            keys[0],
-            int(LIMIT_SECONDS * 1000),
-        )
+        back, out = sockets(self._context, keys)
+        back.rcvtimeo = int(LIMIT_SECONDS * 1000)
         ports = [port_from(pipe) for pipe in self._pipes]
         last = back.bind_to_random_port("tcp://127.0.0.1")
         for pipe, port in zip(self._pipes, [*ports[1:], last], strict=True):
@@ -125,23 +130,25 @@ class Ring:
 
 
 @contextmanager
-def ring(num_processes: int) -> Iterator[Ring]:
+def ring(num_processes: int, has_keys: bool) -> Iterator[Ring]:
     """A ring, ended on leaving."""
-    made = Ring(num_processes)
+    made = Ring(num_processes, has_keys)
     try:
         yield made
     finally:
         made.close()
 
 
-def measure(folder: Path, rounds: int) -> list[tuple[float, float, float, float]]:
+def measure(folder: Path, rounds: int) -> list[tuple[float, ...]]:
     """Microseconds of each round: a token of the short and the long chain, a turn of the rings."""
     found = []
     with (
         local_cluster(folder / "short", num_devices=SHORT) as short,
         local_cluster(folder / "long", num_devices=LONG) as long,
-        ring(SHORT) as few,
-        ring(LONG) as many,
+        ring(SHORT, True) as few,
+        ring(LONG, True) as many,
+        ring(SHORT, False) as few_open,
+        ring(LONG, False) as many_open,
     ):
         deploy_double(short)
         deploy_double(long)
@@ -149,10 +156,15 @@ def measure(folder: Path, rounds: int) -> list[tuple[float, float, float, float]
             for number in range(rounds + 1):
                 clients = [first, second] if number % 2 else [second, first]
                 times = {id(client): token_us(client) for client in clients}
-                turns = few.turn_us(), many.turn_us()
+                turns = [one.turn_us() for one in (few, many, few_open, many_open)]
                 if number:  # the first warms up
                     found.append((times[id(first)], times[id(second)], *turns))
     return found
+
+
+def each(short: list[float], long: list[float]) -> list[float]:
+    """What one of the processes that the long one has more adds, in each round."""
+    return [(b - a) / (LONG - SHORT) for a, b in zip(short, long, strict=True)]
 
 
 def main() -> None:
@@ -163,12 +175,13 @@ def main() -> None:
     os.environ["PYTHONPATH"] = sys.path[-1]  # of the workers, where the double is
     with tempfile.TemporaryDirectory() as folder:
         found = measure(Path(folder), rounds)
-    more = LONG - SHORT
+    short, long, few, many, few_open, many_open = map(list, zip(*found, strict=True))
     rows = {
-        f"token, {SHORT} stages": [short for short, _, _, _ in found],
-        f"token, {LONG} stages": [long for _, long, _, _ in found],
-        "added by a stage": [(long - short) / more for short, long, _, _ in found],
-        "of a ring, by a process": [(many - few) / more for _, _, few, many in found],
+        f"token, {SHORT} stages": short,
+        f"token, {LONG} stages": long,
+        "added by a stage": each(short, long),
+        "of a ring, by a process": each(few, many),
+        "the same without CURVE": each(few_open, many_open),
     }
     for name, values in rows.items():
         middle = statistics.median(values)

@@ -19,44 +19,38 @@ import msgspec
 
 from edgeshard.errors import EdgeShardError, InputError, LinkError
 from edgeshard.runtime import ask
-from edgeshard.runtime.channel import Dialer, KeyPair, Network
+from edgeshard.runtime.channel import KeyPair, Network
+from edgeshard.runtime.connections import Connections
 from edgeshard.runtime.exchange import Exchange, Result, Token
 from edgeshard.runtime.keys import load_keys
 from edgeshard.runtime.parameters import Options, parameters_of
 from edgeshard.runtime.wire import encode, split
 from edgeshard.schemas import files
-from edgeshard.schemas.cluster import Cluster, Device
+from edgeshard.schemas.cluster import Cluster
 
 __all__ = ["AsyncClient", "AsyncGeneration", "Client", "Generation", "Result", "Token"]
 
 CONNECT_SECONDS = 5.0
 TICK_SECONDS = 0.2
 GOODBYE_SECONDS = 1.0
-NUMBER = 1  # every request has a connection of its own
 
 
 class _Stream:
-    """One request on a connection of its own; what both kinds of generation share."""
+    """One request on a connection that it has for itself; what both kinds of generation share."""
 
-    def __init__(self, network: Network, source: Device, request: ask.Generate, is_async: bool):
-        self._request = request
-        self._dialer: Dialer = network.dial(
-            source.client_endpoint,
-            source.public_key,
-            max_bytes=ask.MAX_EVENT_BYTES,
-            queue=4096,
-            asynchronous=is_async,
-        )
+    def __init__(self, connections: Connections, request: ask.Generate) -> None:
+        self._connections = connections
+        self._connection = connections.take()
+        self._dialer = self._connection.dialer
+        self._request = msgspec.structs.replace(request, id=self._connection.number)
         self._exchange = self._new_exchange()
         self._cancel_wanted = False
         self._is_closed = False
-        self._taken_bytes = 0
-        self._told_bytes = 0
         self._left = time.monotonic()
 
     def _new_exchange(self) -> Exchange:
-        num_answers = self._request.parameters.n
-        return Exchange(NUMBER, self._dialer.endpoint, time.monotonic(), num_answers)
+        now, num_answers = time.monotonic(), self._request.parameters.n
+        return Exchange(self._request.id, self._dialer.endpoint, now, num_answers)
 
     @property
     def result(self) -> Result:
@@ -102,11 +96,12 @@ class _Stream:
         if self._exchange.result is None:
             if self._cancel_wanted:
                 self._cancel_wanted = False
-                self._dialer.send([encode(ask.Cancel(NUMBER))])
-            is_much = self._taken_bytes - self._told_bytes >= ask.ACK_BYTES
+                self._dialer.send([encode(ask.Cancel(self._request.id))])
+            connection = self._connection
+            is_much = connection.taken_bytes - connection.told_bytes >= ask.ACK_BYTES
             if self._exchange.wants_ping(now) or is_much:
-                self._told_bytes = self._taken_bytes
-                self._dialer.send([encode(ask.Ping(self._taken_bytes))])
+                connection.told_bytes = connection.taken_bytes
+                self._dialer.send([encode(ask.Ping(connection.taken_bytes))])
         if token is not None:
             self._left = now
         return token
@@ -114,22 +109,27 @@ class _Stream:
     def _next_token(self, now: float) -> Token | None:
         while (frames := self._dialer.receive()) is not None:
             header = split(frames, 0)[0]
-            self._taken_bytes += len(header)
+            self._connection.taken_bytes += len(header)
             token = self._exchange.handle(ask.event_codec.decode(header), now)
             if token is not None:
                 return token
         return None
 
-    def _hang_up(self, linger_seconds: float = 0.0) -> None:
-        if not self._is_closed:
-            self._is_closed = True
-            self._dialer.close(linger_seconds)
+    def _leave(self, linger_seconds: float = 0.0) -> None:
+        """Let the connection go: to the next request, unless this one may not be over."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        if self._exchange.is_over:
+            self._connections.give_back(self._connection)
+        else:
+            self._connection.close(linger_seconds)
 
     def _say_goodbye(self) -> bool:
         """Cancel what still runs; whether to wait for its end."""
         if self._is_closed or self._exchange.result is not None:
             return False
-        return self._dialer.send([encode(ask.Cancel(NUMBER))])
+        return self._dialer.send([encode(ask.Cancel(self._request.id))])
 
 
 class Generation(_Stream, Iterator[Token]):
@@ -138,17 +138,17 @@ class Generation(_Stream, Iterator[Token]):
     Leaving a `with` block early, or `close`, cancels the request.
     """
 
-    def __init__(self, network: Network, source: Device, request: ask.Generate) -> None:
+    def __init__(self, connections: Connections, request: ask.Generate) -> None:
         """Connect and send the request.
 
         Raises:
             LinkError: no coordinator answers.
         """
-        super().__init__(network, source, request, is_async=False)
+        super().__init__(connections, request)
         try:
             self._begin(self._dialer.wait_connected(CONNECT_SECONDS))
         except BaseException:
-            self._hang_up()
+            self._leave()
             raise
 
     def __iter__(self) -> Generation:
@@ -167,11 +167,11 @@ class Generation(_Stream, Iterator[Token]):
         try:
             while (token := self._take()) is None:
                 if self._exchange.result is not None:
-                    self._hang_up()
+                    self._leave()
                     raise StopIteration
                 self._dialer.wait(TICK_SECONDS)
         except EdgeShardError:
-            self._hang_up()
+            self._leave()
             raise
         return token
 
@@ -189,7 +189,7 @@ class Generation(_Stream, Iterator[Token]):
                 while self._exchange.result is None and time.monotonic() < deadline:
                     self._take()
                     self._dialer.wait(0.05)
-        self._hang_up(TICK_SECONDS)
+        self._leave(TICK_SECONDS)
 
     def __enter__(self) -> Generation:
         return self
@@ -201,8 +201,8 @@ class Generation(_Stream, Iterator[Token]):
 class AsyncGeneration(_Stream, AsyncIterator[Token]):
     """As `Generation`, for an event loop; the request is sent with the first `async for` step."""
 
-    def __init__(self, network: Network, source: Device, request: ask.Generate) -> None:
-        super().__init__(network, source, request, is_async=True)
+    def __init__(self, connections: Connections, request: ask.Generate) -> None:
+        super().__init__(connections, request)
         self._has_begun = False
 
     def __aiter__(self) -> AsyncGeneration:
@@ -224,11 +224,11 @@ class AsyncGeneration(_Stream, AsyncIterator[Token]):
                 self._begin(await self._dialer.wait_connected_async(CONNECT_SECONDS))
             while (token := self._take()) is None:
                 if self._exchange.result is not None:
-                    self._hang_up()
+                    self._leave()
                     raise StopAsyncIteration
                 await self._dialer.wait_async(TICK_SECONDS)
         except EdgeShardError:
-            self._hang_up()
+            self._leave()
             raise
         return token
 
@@ -246,7 +246,7 @@ class AsyncGeneration(_Stream, AsyncIterator[Token]):
                 while self._exchange.result is None and time.monotonic() < deadline:
                     self._take()
                     await self._dialer.wait_async(0.05)
-        self._hang_up(TICK_SECONDS)
+        self._leave(TICK_SECONDS)
 
     async def __aenter__(self) -> AsyncGeneration:
         return self
@@ -255,12 +255,14 @@ class AsyncGeneration(_Stream, AsyncIterator[Token]):
         await self.close()
 
 
-class _Connection:
-    """Where the coordinator is, and the keys to speak to it.
+class _Client:
+    """Where the coordinator is, and the connections to it.
 
     Attributes:
         source: the device that it runs on.
     """
+
+    is_async = False
 
     def __init__(self, cluster: Cluster | Path | str, key: KeyPair | Path | str) -> None:
         known = cluster if isinstance(cluster, Cluster) else files.read(Path(cluster), Cluster)
@@ -270,9 +272,10 @@ class _Connection:
         except KeyError:
             raise InputError(f"the cluster file has no device {known.source!r}") from None
         self._network = Network(keys)
+        self._connections = Connections(self._network, self.source, asynchronous=self.is_async)
 
 
-class Client(_Connection):
+class Client(_Client):
     """Generates text, for code without an event loop. May be shared by threads."""
 
     @classmethod
@@ -308,8 +311,7 @@ class Client(_Connection):
             InputError: an argument is out of its range.
             LinkError: no coordinator answers.
         """
-        request = _request(prompt, messages, raw, options)
-        return Generation(self._network, self.source, request)
+        return Generation(self._connections, _request(prompt, messages, raw, options))
 
     def close(self) -> None:
         """Hang up; requests that still run are cancelled by the coordinator."""
@@ -322,8 +324,10 @@ class Client(_Connection):
         self.close()
 
 
-class AsyncClient(_Connection):
+class AsyncClient(_Client):
     """Generates text, for code with an event loop."""
+
+    is_async = True
 
     @classmethod
     def connect(cls, cluster: Cluster | Path | str, key: KeyPair | Path | str) -> AsyncClient:
@@ -339,8 +343,7 @@ class AsyncClient(_Connection):
         **options: Unpack[Options],
     ) -> AsyncGeneration:
         """Ask for an answer; see `Client.generate`. A missing coordinator shows while reading."""
-        request = _request(prompt, messages, raw, options)
-        return AsyncGeneration(self._network, self.source, request)
+        return AsyncGeneration(self._connections, _request(prompt, messages, raw, options))
 
     async def close(self) -> None:
         """Hang up; requests that still run are cancelled by the coordinator."""
@@ -370,7 +373,7 @@ def _request(
         conversation = msgspec.convert(plain, tuple[ask.ChatMessage, ...])
     except msgspec.ValidationError as error:
         raise InputError(f"the messages are not a conversation: {error}") from error
-    request = ask.Generate(NUMBER, prompt, conversation, parameters_of(options))
+    request = ask.Generate(0, prompt, conversation, parameters_of(options))
     size = len(encode(request))
     if size > ask.MAX_ASK_BYTES:
         raise InputError(f"the request has {size} bytes, at most {ask.MAX_ASK_BYTES} are taken")

@@ -106,8 +106,14 @@ class Exchange:
         self._steps: list[ask.Timed] = []
         self._clocks: tuple[ask.StageClock, ...] | None = None
         self._seed = 0
+        self._has_failed = False
         self._tokens: list[list[Token]] = [[] for _ in range(num_answers)]
         self._results: list[Result | None] = [None] * num_answers
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the coordinator has said how the request ended."""
+        return self._has_failed or self.results is not None
 
     @property
     def results(self) -> tuple[Result, ...] | None:
@@ -136,6 +142,7 @@ class Exchange:
             return None
         match event:
             case ask.Failed():
+                self._has_failed = event.id == self.number
                 error = error_of(event.kind, event.reason)
                 if isinstance(error, BusyError):
                     error.retry_seconds = event.retry_seconds

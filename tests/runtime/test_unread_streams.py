@@ -13,6 +13,7 @@ from edgeshard.runtime import ask
 from edgeshard.runtime import schedule_events as events
 from edgeshard.runtime.channel import Listener, Network
 from edgeshard.runtime.client import Generation
+from edgeshard.runtime.connections import Connections
 from edgeshard.runtime.desk import Desk
 from edgeshard.runtime.parameters import Parameters
 from edgeshard.runtime.text import TextModel
@@ -29,8 +30,7 @@ LIMIT_SECONDS = 20.0
 class Served(NamedTuple):
     desk: Desk
     clients: Listener
-    network: Network
-    source: Device
+    connections: Connections
 
 
 @pytest.fixture
@@ -46,13 +46,13 @@ def served() -> Iterator[Served]:
         port = int(clients.endpoint.rpartition(":")[2])
         source = Device(name="a", address="127.0.0.1", port=port - 3, public_key="x" * 40)
         desk = Desk(clients, TEXT, [END], VOCAB)
-        yield Served(desk, clients, other, source)
+        yield Served(desk, clients, Connections(other, source))
 
 
 def ask_for(served: Served, num_likely: int) -> tuple[Generation, int]:
     """A generation, and the number of its request."""
     parameters = Parameters(max_tokens=2**30, logprobs=num_likely)
-    generation = Generation(served.network, served.source, ask.Generate(1, "hi", (), parameters))
+    generation = Generation(served.connections, ask.Generate(1, "hi", (), parameters))
     deadline = time.monotonic() + LIMIT_SECONDS
     while time.monotonic() < deadline:
         for event in served.desk.take():
