@@ -13,13 +13,13 @@ from edgeshard.compiler.mixture import mix, raised
 from edgeshard.errors import InputError
 from edgeshard.schemas.common import Precision, Target
 
-INT4_BITS = 4.5  # of a parameter in int4, on average: as many as in llama.cpp's Q4_0
+INT4_BITS = 4.5  # of a parameter in int4, unless said: as many as in llama.cpp's Q4_0
 QUANTISED_AS_BYTES = "Q"  # GGUF's block types all start so; those we cannot import become int8
 
 
 @dataclass(frozen=True)
 class Wish:
-    """What a model is to be: `bits` belong to the precision `mixed`, which has a default."""
+    """What a model is to be: `bits` belong to `int4` and `mixed`, which have a default each."""
 
     precision: Precision
     target: Target
@@ -33,11 +33,12 @@ def choose_encodings(
     """Choose the encodings of all matrices.
 
     Raises:
-        InputError: `bits` are out of reach or asked of another precision than `mixed`.
+        InputError: `bits` are out of reach or asked of a precision that has none to choose.
     """
-    if wish.precision != "mixed" and wish.bits is not None:
+    if wish.precision not in ("int4", "mixed") and wish.bits is not None:
         raise InputError(
-            f"--bits {wish.bits:g} is for --precision mixed, not {wish.precision}; leave it out"
+            f"--bits {wish.bits:g} is for --precision int4 or mixed, not {wish.precision}; leave "
+            "it out"
         )
     stored = {weight: checkpoint.stored_type(weight) for weight in matrices}
     if wish.precision == "mixed":
@@ -57,7 +58,8 @@ def choose_encodings(
         for weight in matrices
     }
     if wish.precision == "int4":
-        chosen |= raised(checkpoint, chosen, INT4_BITS, wish.calibration)
+        bits, is_asked = wish.bits or INT4_BITS, wish.bits is not None
+        chosen |= raised(checkpoint, chosen, bits, wish.calibration, is_asked=is_asked)
     return chosen
 
 

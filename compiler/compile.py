@@ -63,7 +63,8 @@ def compile_model(
         variants: further targets; each gives graphs of its own over the same weights.
         context: positions of the cache for targets that fix them in the graph.
         jobs: units at once; None: as many as processors, at most 8.
-        bits: with mixed, most that a parameter may take on average; None: see `mixture.py`.
+        bits: with int4 and mixed, most that a parameter may take on average; None: see `choice.py`
+            and `mixture.py`.
         calibration: which columns and matrices count more, for what is quantised here.
         on_progress: told at every piece, from several threads but never at once.
 

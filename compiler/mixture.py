@@ -64,14 +64,10 @@ def mix(
     low = {name: block_encoding(4, checkpoint.shape(name)[1], fine=True) for name in matrices}
     high = _in_8_bits(checkpoint, matrices)
     least, most = (_all_bits(checkpoint, chosen) for chosen in (low, high))
-    num_weights = _num_weights(checkpoint)
     if bits is None:
+        num_weights = _num_weights(checkpoint)
         bits = min(max(DEFAULT_BITS, least / num_weights), most / num_weights)
-    elif not least <= bits * num_weights <= most:
-        raise InputError(
-            f"--bits {bits:g} is out of reach for {checkpoint.path}: all in 4 bits takes "
-            f"{least / num_weights:.2f}, all in 8 {most / num_weights:.2f}"
-        )
+    spare = _spare(checkpoint, bits, least, most)
     options = {
         name: (low[name], block_encoding(6, checkpoint.shape(name)[1]), high[name])
         for name in matrices
@@ -92,7 +88,7 @@ def mix(
         name: [_bits(checkpoint, {name: encoding})[name] for encoding in options[name]]
         for name in matrices
     }
-    levels = spread(costs, sizes, bits * num_weights - least)
+    levels = spread(costs, sizes, spare)
     return {name: options[name][level] for name, level in levels.items()}
 
 
@@ -101,6 +97,8 @@ def raised(
     low: Mapping[str, Encoding],
     bits: float,
     calibration: Calibration,
+    *,
+    is_asked: bool = False,
 ) -> dict[str, Encoding]:
     """The encodings in 8 bits of the matrices that gain most, within a budget.
 
@@ -109,9 +107,17 @@ def raised(
         low: how all matrices would lie otherwise; floats and a file's own blocks stay as they are.
         bits: most that a parameter may take on average; none is raised where `low` takes more.
         calibration: as for `mix`.
+        is_asked: a person wants these bits, and hears where they are out of reach.
+
+    Raises:
+        InputError: `is_asked`, and `low` takes more than `bits`, or all in int8 less.
     """
     names = [name for name, encoding in low.items() if encoding.has_steps]
     high = _in_8_bits(checkpoint, names)
+    least, most = (_all_bits(checkpoint, {**low, **chosen}) for chosen in ({}, high))
+    spare = bits * _num_weights(checkpoint) - least
+    if is_asked:
+        spare = _spare(checkpoint, bits, least, most)
 
     def gained(name: str) -> float:
         if name in calibration.gains:
@@ -122,8 +128,19 @@ def raised(
         gains = dict(zip(names, pool.map(gained, names), strict=True))
     small, large = _bits(checkpoint, low), _bits(checkpoint, high)
     prices = {name: large[name] - small[name] for name in names}
-    spare = bits * _num_weights(checkpoint) - _all_bits(checkpoint, low)
     return {name: high[name] for name in choose(gains, prices, spare)}
+
+
+def _spare(checkpoint: Checkpoint, bits: float, least: float, most: float) -> float:
+    """What `bits` a parameter leave beyond `least` of all; limits are said so that they are met."""
+    num_weights = _num_weights(checkpoint)
+    if not least <= bits * num_weights <= most:
+        raise InputError(
+            f"--bits {bits:g} is out of reach for {checkpoint.path}: all in 4 bits takes "
+            f"{math.ceil(100 * least / num_weights) / 100:.2f}, all in 8 "
+            f"{math.floor(100 * most / num_weights) / 100:.2f}"
+        )
+    return bits * num_weights - least
 
 
 def _in_8_bits(checkpoint: Checkpoint, names: Sequence[str]) -> dict[str, Encoding]:

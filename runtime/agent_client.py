@@ -28,6 +28,8 @@ CONNECT_SECONDS = 5.0
 SILENCE_SECONDS = 6.0
 PING_SECONDS = 1.0
 WINDOW_CHUNKS = 8
+LEAST_CHUNK_BYTES = 64 * 1024
+SOON_SECONDS, LATE_SECONDS = 0.2, 1.0
 QUICK_SECONDS = 70.0  # the first status starts ONNX Runtime, which is slow on small devices
 
 OnProgress = Callable[[str], None]
@@ -63,6 +65,7 @@ class AgentClient:
         )
         self._is_connected = False
         self._next_id = 1
+        self._chunk_bytes = LEAST_CHUNK_BYTES
 
     def __enter__(self) -> AgentClient:
         return self
@@ -248,12 +251,16 @@ class AgentClient:
                 self._dialer.send([encode(control.Ping(id=0))])
 
     def _send_blob(self, store: Store, blob: Blob, on_bytes: Callable[[int], None]) -> None:
+        """Send a blob in chunks of which one arrives within `LATE_SECONDS`.
+
+        Signs of life queue behind them: large ones would look like silence on a slow link.
+        """
         store.verify([blob])
         waiting: deque[tuple[int, int]] = deque()
         with store.path(blob).open("rb") as file:
             offset = 0
             while offset < blob.size_bytes or offset == 0:
-                data = file.read(control.CHUNK_BYTES)
+                data = file.read(self._chunk_bytes)
                 number = self._number()
                 self._send(control.PutChunk(id=number, blob=blob, offset=offset), data)
                 waiting.append((number, len(data)))
@@ -267,7 +274,9 @@ class AgentClient:
         self, waiting: deque[tuple[int, int]], on_bytes: Callable[[int], None]
     ) -> None:
         number, size = waiting.popleft()
+        started = time.monotonic()
         _expect(self._wait(number, QUICK_SECONDS, ignore)[0], control.Ok)
+        self._chunk_bytes = chunk_bytes(self._chunk_bytes, size, time.monotonic() - started)
         on_bytes(size)
 
     def _check_cancelled(self) -> None:
@@ -279,6 +288,19 @@ class AgentClient:
             f"device {self.device.name} at {self._dialer.endpoint} stopped answering for "
             f"{SILENCE_SECONDS:.0f} s: look at its `esc agent`"
         )
+
+
+def chunk_bytes(now: int, size: int, seconds: float) -> int:
+    """The length of the chunks that are sent next.
+
+    Args:
+        now: what it is.
+        size: of the latest chunk that arrived; what is on its way may have another.
+        seconds: it took, with the ones before it gone.
+    """
+    if seconds < SOON_SECONDS:
+        return max(now, min(2 * size, control.CHUNK_BYTES))
+    return max(LEAST_CHUNK_BYTES, size // 2) if seconds > LATE_SECONDS else now
 
 
 def _numbered(request: Numbered, number: int) -> Numbered:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Callable
 
 from edgeshard.errors import LinkError
 from edgeshard.runtime.channel import Arrival, Dialer, Listener
@@ -20,7 +21,9 @@ from edgeshard.schemas.profile import LinkProfile, Timing
 
 MAX_PROBE_BYTES = 4 * 2**20
 RATE_FRAME_BYTES = (2**20, 2 * 2**20, 4 * 2**20)
+SLOW_FRAME_BYTES = 64 * 1024
 RATE_REPEATS = 3
+LEAST_SAMPLES, SAMPLE_SECONDS = 5, 4.0
 REST_SECONDS = 0.005
 LIMIT_SECONDS = 30.0
 WARM_UP = 5
@@ -59,10 +62,12 @@ def measure_link(
         source: name of this device.
         target: name of that device.
         frame_bytes: size of a decode step's frame.
-        num_samples: round trips of such frames, in quick succession and after rests each.
+        num_samples: round trips of such frames, in quick succession and after rests each; fewer
+            where they take long.
 
     Returns:
-        Latency to a receiver that has rested, and the rate of frames of 1 to 4 MiB.
+        Latency to a receiver that has rested, and the rate of frames of 1 to 4 MiB, or of 64 KiB
+        over a slow link.
 
     Raises:
         LinkError: the device does not answer in time.
@@ -76,27 +81,21 @@ def measure_link(
     small = bytes(frame_bytes)
     for _ in range(WARM_UP):
         prober.round_trip(small, echo=True)
-    awake = [prober.round_trip(small, echo=True) for _ in range(num_samples)]
+    awake = _samples(lambda: prober.round_trip(small, echo=True), num_samples)
     there_and_back = statistics.median(awake)
     way_back = there_and_back / 2
-    times = sorted(
-        max(prober.round_trip(small, echo=True, rest_seconds=REST_SECONDS) - way_back, way_back)
-        for _ in range(num_samples)
-    )
+
+    def rested() -> float:
+        way = prober.round_trip(small, echo=True, rest_seconds=REST_SECONDS) - way_back
+        return max(way, way_back)
+
+    times = sorted(_samples(rested, num_samples))
     latency = statistics.median(times)
-    rates = []
-    for size in RATE_FRAME_BYTES:
-        large = bytes(size)
-        for _ in range(RATE_REPEATS):
-            seconds = prober.round_trip(large, echo=False)
-            rates.append(size / max(seconds - there_and_back, 1e-6))
-            if prober.is_late:
-                break
     return LinkProfile(
         source=source,
         target=target,
         latency_seconds=latency,
-        bytes_per_second=statistics.median(rates),
+        bytes_per_second=_rate(prober, there_and_back),
         time=Timing(
             median_seconds=latency,
             low_seconds=times[len(times) // 10],
@@ -104,6 +103,33 @@ def measure_link(
             num_samples=len(times),
         ),
     )
+
+
+def _samples(take: Callable[[], float], most: int) -> list[float]:
+    started, found = time.monotonic(), [take()]
+    while len(found) < most:
+        if len(found) >= LEAST_SAMPLES and time.monotonic() - started > SAMPLE_SECONDS:
+            break
+        found.append(take())
+    return found
+
+
+def _rate(prober: _Prober, there_and_back: float) -> float:
+    """Bytes a second; the largest frames last, and none that would take too long."""
+
+    def rate(size: int) -> float:
+        seconds = prober.round_trip(bytes(size), echo=False)
+        return size / max(seconds - there_and_back, 1e-6)
+
+    rates = [rate(SLOW_FRAME_BYTES)]
+    sizes: tuple[int, ...] = (SLOW_FRAME_BYTES,)
+    if RATE_FRAME_BYTES[0] / rates[0] < LIMIT_SECONDS / 8:
+        rates, sizes = [rate(RATE_FRAME_BYTES[0])], RATE_FRAME_BYTES
+    for size in [size for size in sizes for _ in range(RATE_REPEATS)][1:]:
+        if prober.is_late or size / rates[-1] > LIMIT_SECONDS / 4:
+            break
+        rates.append(rate(size))
+    return statistics.median(rates)
 
 
 class _Prober:

@@ -12,7 +12,10 @@ import typer
 from edgeshard.errors import InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from edgeshard.artifacts.store import Store
+    from edgeshard.bench import Row
 
 
 def bench(
@@ -61,7 +64,7 @@ def bench(
         pinned = _numbers(cores, least=0) if cores else []
         _bench_chain(opened, names[0], chain, pinned, rounds, as_json)
         return
-    from edgeshard.bench import Row, bench_model
+    from edgeshard.bench import bench_model
 
     def show(row: Row) -> None:
         if not as_json:
@@ -75,6 +78,10 @@ def bench(
     rows: list[Row] = []
     for name in names:
         manifest, blob = opened.model(name)
+        if len(names) > 1:
+            wish = (str(threads), contexts, prompts, str(rounds))
+            rows += _in_a_process(store, name, *wish, show)
+            continue
         rows += bench_model(
             opened,
             manifest,
@@ -87,6 +94,35 @@ def bench(
         )
     if as_json:
         typer.echo(json.dumps({"rows": [asdict(row) for row in rows]}))
+
+
+def _in_a_process(
+    store: Path,
+    name: str,
+    threads: str,
+    contexts: str,
+    prompts: str,
+    rounds: str,
+    on_row: Callable[[Row], None],
+) -> list[Row]:
+    """Measure one of several models where no other has left the memory as it is then."""
+    import subprocess
+    import sys
+
+    import msgspec
+
+    from edgeshard.bench import Row
+
+    command = [sys.executable, "-P", "-m", "edgeshard", "bench", "--store", str(store), "--json"]
+    command += ["--model", name, "--threads", threads, "--rounds", rounds]
+    command += ["--contexts", contexts, "--prompts", prompts]
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=False)  # it says what is wrong
+    if done.returncode:
+        raise typer.Exit(done.returncode)
+    rows = msgspec.convert(json.loads(done.stdout)["rows"], list[Row])
+    for row in rows:
+        on_row(row)
+    return rows
 
 
 def _bench_chain(

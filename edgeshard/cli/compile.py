@@ -74,7 +74,7 @@ def compile_command(
     bits: Annotated[
         float | None,
         typer.Option(
-            min=4, max=32, help="With --precision mixed: most that a weight may take; else 7.5."
+            min=4, max=32, help="Most that a weight may take: mixed 7.5 and int4 4.5 unless given."
         ),
     ] = None,
     calibrate: Annotated[

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ from edgeshard.compiler.lowering import Shape
 from edgeshard.compiler.mixture import DEFAULT_BITS, choose, mix, raised, spread
 from edgeshard.errors import InputError
 from edgeshard.quality import weight_sizes
-from edgeshard.schemas.common import Target
+from edgeshard.schemas.common import Precision, Target
 from support.tiny_llama import CompiledModel, compiled, folder
 
 CASES = settings(derandomize=True, deadline=None, max_examples=50)
@@ -144,25 +145,44 @@ def test_two_compiles_agree_and_a_calibration_changes_bytes(tmp_path: Path) -> N
     assert _compiled(tmp_path / "c", 6.0, said["d"]).blob == fed_back.blob
 
 
-@pytest.mark.parametrize(("bits", "limit"), [(4.0, "all in 4 bits takes"), (9.0, "all in 8")])
-def test_bits_out_of_reach_are_refused_with_the_limits(
-    tmp_path: Path, bits: float, limit: str
+@pytest.mark.parametrize("precision", ["int4", "mixed"])
+@pytest.mark.parametrize(("bits", "limit"), [(4.0, "all in 4 bits takes"), (10.0, "all in 8")])
+def test_bits_out_of_reach_are_refused_with_limits_that_are_within(
+    tmp_path: Path, precision: Precision, bits: float, limit: str
 ) -> None:
-    with pytest.raises(InputError, match=f"--bits {bits:g} is out of reach.*{limit}"):
-        _compiled(tmp_path, bits)
+    with pytest.raises(InputError, match=f"--bits {bits:g} is out of reach.*{limit}") as refused:
+        compile_model(folder("grouped"), Store(tmp_path), precision=precision, bits=bits)
+
+    within = re.findall(r"(?:takes|all in 8) (\d+\.\d+)", str(refused.value))
+    assert len(within) == 2
+    for said in within:
+        compile_model(folder("grouped"), Store(tmp_path), precision=precision, bits=float(said))
 
 
-def test_bits_without_mixed_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="--bits 5 is for --precision mixed, not int4"):
-        compile_model(folder("grouped"), Store(tmp_path), precision="int4", bits=5.0)
+def test_bits_that_nothing_chooses_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--bits 5 is for --precision int4 or mixed, not int8"):
+        compile_model(folder("grouped"), Store(tmp_path), precision="int8", bits=5.0)
+
+
+def test_int4_keeps_to_the_bits_that_are_asked_for(tmp_path: Path) -> None:
+    few, more = (
+        compile_model(folder("grouped"), Store(tmp_path), precision="int4", bits=bits)
+        for bits in (5.3, 6.5)
+    )
+
+    assert _bits(tmp_path, few) <= 5.3
+    assert 5.3 < _bits(tmp_path, more) <= 6.5
+
+
+def _bits(store: Path, found: Compiled) -> float:
+    sizes = weight_sizes(Store(store), found.manifest.units)
+    return 8 * sum(size for size, _ in sizes) / sum(count for _, count in sizes)
 
 
 def test_without_bits_mixed_takes_its_own(tmp_path: Path) -> None:
     found = compile_model(folder("grouped"), Store(tmp_path), precision="mixed")
 
-    sizes = weight_sizes(Store(tmp_path), found.manifest.units)
-    real = 8 * sum(size for size, _ in sizes) / sum(count for _, count in sizes)
-    assert DEFAULT_BITS - 0.4 < real <= DEFAULT_BITS
+    assert DEFAULT_BITS - 0.4 < _bits(tmp_path, found) <= DEFAULT_BITS
     assert found.manifest.name.endswith("-mixed")
 
 

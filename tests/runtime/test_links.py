@@ -20,8 +20,10 @@ class Link:
 
     endpoint = "tcp://127.0.0.1:1"
 
-    def __init__(self, *, answers: bool = True) -> None:
+    def __init__(self, *, answers: bool = True, slow: float | None = None) -> None:
+        """`slow`: bytes a second, which small frames take time for as well."""
         self.now = 0.0
+        self._slow = slow
         self._rested = False
         self._answers = answers
         self._frames: list[bytes] | None = None
@@ -40,10 +42,14 @@ class Link:
 
     def send(self, frames: list[bytes]) -> bool:
         large = 0 if len(frames[1]) <= FRAME_BYTES else len(frames[1])
-        self.now += 2 * WAY + (WAKING if self._rested else 0.0) + large / RATE
+        self.now += 2 * WAY + (WAKING if self._rested else 0.0)
+        self.now += large / RATE if self._slow is None else self._both_ways(frames[1]) / self._slow
         self._rested = False
         self._frames = frames
         return True
+
+    def _both_ways(self, frame: bytes) -> int:
+        return len(frame) * (2 if len(frame) <= FRAME_BYTES else 1)  # small ones come back
 
     def wait(self, seconds: float) -> bool:
         return self._answers
@@ -67,6 +73,18 @@ def test_waking_the_receiver_is_part_of_the_latency(monkeypatch: pytest.MonkeyPa
 
 def test_the_rate_is_that_of_the_bytes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert measured(Link(), monkeypatch).bytes_per_second == pytest.approx(RATE)
+
+
+@pytest.mark.parametrize("megabits", [0.15, 1.0, 2.3, 5.0, 20.0, 100.0])
+def test_a_slow_link_is_measured_within_the_limit(
+    megabits: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = Link(slow=megabits * 125e3)
+    found = measured(link, monkeypatch)
+    assert link.now < links.LIMIT_SECONDS
+    assert found.bytes_per_second == pytest.approx(megabits * 125e3, rel=0.1)
+    way = WAY + WAKING + FRAME_BYTES / (megabits * 125e3)
+    assert found.latency_seconds == pytest.approx(way, rel=0.01)
 
 
 def test_a_peer_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
