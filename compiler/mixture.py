@@ -65,9 +65,9 @@ def mix(
     high = _in_8_bits(checkpoint, matrices)
     least, most = (_all_bits(checkpoint, chosen) for chosen in (low, high))
     if bits is None:
-        num_weights = _num_weights(checkpoint)
-        bits = min(max(DEFAULT_BITS, least / num_weights), most / num_weights)
-    spare = _spare(checkpoint, bits, least, most)
+        spare = min(max(DEFAULT_BITS * _num_weights(checkpoint), least), most) - least
+    else:
+        spare = _spare(checkpoint, bits, least, most)
     options = {
         name: (low[name], block_encoding(6, checkpoint.shape(name)[1]), high[name])
         for name in matrices
