@@ -53,16 +53,21 @@ class Connections:
         self._network = network
         self._source = source
         self._is_async = asynchronous
-        self._idle: list[tuple[Connection, object]] = []  # each with the event loop that waits
+        # Each with the event loop that waits for it, which alone may close it while it runs.
+        self._idle: list[tuple[Connection, asyncio.AbstractEventLoop | None]] = []
         self._lock = threading.Lock()
 
     def take(self) -> Connection:
         """One that waits and is connected, or a new one, which may not be connected yet."""
         loop = self._loop()
         with self._lock:
-            while self._idle:
-                connection, owner = self._idle.pop()
-                if owner is loop and connection.dialer.is_connected:
+            for index in reversed(range(len(self._idle))):
+                connection, owner = self._idle[index]
+                is_over = owner is not None and owner.is_closed()
+                if owner is not loop and not is_over:
+                    continue
+                del self._idle[index]
+                if not is_over and connection.dialer.is_connected:
                     return connection
                 connection.close()
         return Connection(
@@ -84,7 +89,7 @@ class Connections:
                 return
         connection.close()
 
-    def _loop(self) -> object:
+    def _loop(self) -> asyncio.AbstractEventLoop | None:
         """The event loop that runs; None where there is none."""
         with contextlib.suppress(RuntimeError):
             return asyncio.get_running_loop() if self._is_async else None

@@ -21,7 +21,7 @@ from edgeshard.schemas.profile import LinkProfile, Timing
 
 MAX_PROBE_BYTES = 4 * 2**20
 RATE_FRAME_BYTES = (2**20, 2 * 2**20, 4 * 2**20)
-SLOW_FRAME_BYTES = 64 * 1024
+SMALL_FRAME_BYTES = (64 * 1024, 256 * 1024)
 RATE_REPEATS = 3
 LEAST_SAMPLES, SAMPLE_SECONDS = 5, 4.0
 REST_SECONDS = 0.005
@@ -66,8 +66,8 @@ def measure_link(
             where they take long.
 
     Returns:
-        Latency to a receiver that has rested, and the rate of frames of 1 to 4 MiB, or of 64 KiB
-        over a slow link.
+        Latency to a receiver that has rested, and the rate of frames of 1 to 4 MiB, or of
+        smaller ones over a slow link.
 
     Raises:
         LinkError: the device does not answer in time.
@@ -115,21 +115,21 @@ def _samples(take: Callable[[], float], most: int) -> list[float]:
 
 
 def _rate(prober: _Prober, there_and_back: float) -> float:
-    """Bytes a second; the largest frames last, and none that would take too long."""
+    """Bytes a second of the largest frames; none is sent that might take half of what is left.
 
-    def rate(size: int) -> float:
-        seconds = prober.round_trip(bytes(size), echo=False)
-        return size / max(seconds - there_and_back, 1e-6)
-
-    rates = [rate(SLOW_FRAME_BYTES)]
-    sizes: tuple[int, ...] = (SLOW_FRAME_BYTES,)
-    if RATE_FRAME_BYTES[0] / rates[0] < LIMIT_SECONDS / 8:
-        rates, sizes = [rate(RATE_FRAME_BYTES[0])], RATE_FRAME_BYTES
-    for size in [size for size in sizes for _ in range(RATE_REPEATS)][1:]:
-        if prober.is_late or size / rates[-1] > LIMIT_SECONDS / 4:
+    Small ones first, which a far peer makes look slow: their rate is a lower bound.
+    """
+    found: list[tuple[int, float]] = []
+    for size in (
+        *SMALL_FRAME_BYTES,
+        *(size for size in RATE_FRAME_BYTES for _ in range(RATE_REPEATS)),
+    ):
+        if found and size / found[-1][1] > prober.seconds_left / 2:
             break
-        rates.append(rate(size))
-    return statistics.median(rates)
+        seconds = prober.round_trip(bytes(size), echo=False)
+        found.append((size, size / max(seconds - there_and_back, 1e-6)))
+    large = [rate for size, rate in found if size in RATE_FRAME_BYTES]
+    return statistics.median(large) if large else found[-1][1]
 
 
 class _Prober:
@@ -140,8 +140,8 @@ class _Prober:
         self._nonce = 0
 
     @property
-    def is_late(self) -> bool:
-        return time.monotonic() > self._deadline - LIMIT_SECONDS / 2
+    def seconds_left(self) -> float:
+        return self._deadline - time.monotonic()
 
     def round_trip(self, payload: bytes, *, echo: bool, rest_seconds: float = 0.0) -> float:
         self._nonce += 1
@@ -150,7 +150,7 @@ class _Prober:
         if not self._dialer.send([encode(Probe(self._nonce, echo)), payload]):
             raise LinkError(f"the connection to {self._target} was lost during link probes")
         while True:
-            left = self._deadline - time.monotonic()
+            left = self.seconds_left
             if left <= 0 or not self._dialer.wait(left):
                 raise LinkError(
                     f"{self._target} did not answer link probes within {LIMIT_SECONDS:.0f} s"

@@ -35,7 +35,6 @@ class Desk:
     def __init__(self, listener: Listener, answers: Answers) -> None:
         self.peers: list[bytes] = []
         self.numbers: list[int] = []
-        self.taken: list[int] = []
         self._listener, self._answers = listener, answers
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._serve)
@@ -51,9 +50,6 @@ class Desk:
             if arrival is None:
                 continue
             message = ask.ask_codec.decode(split(arrival.frames, 0)[0])
-            if isinstance(message, ask.Ping):
-                self.taken.append(message.taken_bytes)
-                self._listener.send(arrival.peer, [encode(ask.Pong())])
             if isinstance(message, ask.Generate):
                 self.peers.append(arrival.peer)
                 self.numbers.append(message.id)
@@ -158,6 +154,19 @@ def test_an_event_loop_takes_no_connection_of_another_one() -> None:
         assert asyncio.run(several(client)) == ["A"] * 3
         assert len(set(desk.peers)) == 2
         asyncio.run(client.close())
+
+
+def test_an_event_loop_leaves_those_of_another_one_that_runs_alone() -> None:
+    async def ask_once(client: AsyncClient) -> None:
+        await client.generate("a", raw=True).finish()
+
+    with serving() as (desk, cluster):
+        client = AsyncClient.connect(cluster, KEYS)
+        with asyncio.Runner() as one, asyncio.Runner() as other:
+            for runner in (one, other, one, other):
+                runner.run(ask_once(client))
+            assert len(set(desk.peers)) == 2
+            other.run(client.close())
 
 
 def test_threads_share_a_client(monkeypatch: pytest.MonkeyPatch) -> None:

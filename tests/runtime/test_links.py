@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import cast
 
 import pytest
@@ -20,10 +21,19 @@ class Link:
 
     endpoint = "tcp://127.0.0.1:1"
 
-    def __init__(self, *, answers: bool = True, slow: float | None = None) -> None:
-        """`slow`: bytes a second, which small frames take time for as well."""
+    def __init__(
+        self, *, answers: bool = True, slow: float | None = None, far: float = 0.0
+    ) -> None:
+        """A link.
+
+        Args:
+            answers: whether the peer does.
+            slow: bytes a second, which small frames take time for as well.
+            far: seconds there and back; a window that doubles from 14,600 bytes takes as many.
+        """
         self.now = 0.0
         self._slow = slow
+        self._far = far
         self._rested = False
         self._answers = answers
         self._frames: list[bytes] | None = None
@@ -44,6 +54,7 @@ class Link:
         large = 0 if len(frames[1]) <= FRAME_BYTES else len(frames[1])
         self.now += 2 * WAY + (WAKING if self._rested else 0.0)
         self.now += large / RATE if self._slow is None else self._both_ways(frames[1]) / self._slow
+        self.now += self._far * (1 + math.ceil(max(0.0, math.log2(large / 14_600 + 1) - 1)))
         self._rested = False
         self._frames = frames
         return True
@@ -85,6 +96,17 @@ def test_a_slow_link_is_measured_within_the_limit(
     assert found.bytes_per_second == pytest.approx(megabits * 125e3, rel=0.1)
     way = WAY + WAKING + FRAME_BYTES / (megabits * 125e3)
     assert found.latency_seconds == pytest.approx(way, rel=0.01)
+
+
+@pytest.mark.parametrize("far", [0.05, 0.2, 0.3])
+def test_a_far_peer_is_not_taken_for_a_slow_link(
+    far: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = Link(far=far)
+    found = measured(link, monkeypatch)
+    assert link.now < links.LIMIT_SECONDS
+    # 1 MiB takes six windows more than the first, 4 MiB eight; 64 KiB would have shown half of it.
+    assert found.bytes_per_second >= 2**20 / (6 * far + 2**20 / RATE)
 
 
 def test_a_peer_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
