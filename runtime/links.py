@@ -120,16 +120,14 @@ def _rate(prober: _Prober, there_and_back: float) -> float:
     Small ones first, which a far peer makes look slow: their rate is a lower bound.
     """
     found: list[tuple[int, float]] = []
-    for size in (
-        *SMALL_FRAME_BYTES,
-        *(size for size in RATE_FRAME_BYTES for _ in range(RATE_REPEATS)),
-    ):
+    large = [size for size in RATE_FRAME_BYTES for _ in range(RATE_REPEATS)]
+    for size in (*SMALL_FRAME_BYTES, *large):
         if found and size / found[-1][1] > prober.seconds_left / 2:
             break
         seconds = prober.round_trip(bytes(size), echo=False)
         found.append((size, size / max(seconds - there_and_back, 1e-6)))
-    large = [rate for size, rate in found if size in RATE_FRAME_BYTES]
-    return statistics.median(large) if large else found[-1][1]
+    rates = [rate for size, rate in found if size in RATE_FRAME_BYTES]
+    return statistics.median(rates) if rates else found[-1][1]
 
 
 class _Prober:
