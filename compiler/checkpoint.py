@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from edgeshard.compiler.families import FAMILIES
 from edgeshard.compiler.generation import Defaults
 from edgeshard.errors import InputError
-from edgeshard.schemas.common import Digest
+from edgeshard.schemas.common import CheckpointDigest
 
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 PICKLED_REMEDY = (
@@ -39,7 +39,7 @@ class Checkpoint(Protocol):
     def files(self) -> list[Path]:
         """Every file that the model is made from."""
 
-    def digest(self, on_bytes: Callable[[int], None] = lambda _: None) -> Digest:
+    def digest(self, on_bytes: Callable[[int], None] = lambda _: None) -> CheckpointDigest:
         """Digest of everything that the model is made from.
 
         Args:

@@ -147,20 +147,18 @@ def quantise(
     rows, columns = weight.shape
     shape = (rows, columns // encoding.block)
     values = np.ascontiguousarray(weight, np.float32).reshape(-1)
-    counts = np.ones(columns, np.float32) if importance is None else importance
     with_zeros = encoding.kind == "zero_blocks"
     wanted, zeros = np.empty(shape, np.float32), np.empty(shape, np.uint8)
     top = 2.0**encoding.bits - 1
     grids = WIDTHS if with_zeros else SYMMETRIC_REACH[encoding.bits]
     flat = wanted.reshape(-1), zeros.reshape(-1)
-    is_even = importance is None
-    find_scales(values, counts, is_even, encoding.block, top, grids, with_zeros, *flat)
+    find_scales(values, importance, encoding.block, top, grids, with_zeros, *flat)
     steps = np.abs(wanted).max(1, keepdims=True) / np.float32(MAX_SCALE)
     scales, codes = np.empty(shape, np.int8), np.empty((rows, columns), np.uint8)
     encode_blocks(
         values,
-        counts,
-        encoding.block,
+        importance,
+        shape[1],
         top,
         steps.reshape(-1),
         *flat,

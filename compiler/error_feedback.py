@@ -12,8 +12,9 @@ Transformers", 2022 (arXiv:2210.17323), section 3.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from edgeshard.compiler.jit import compiled
 
 Floats = NDArray[np.float32]
 
@@ -32,7 +33,7 @@ def feedback(moments: Floats) -> Floats:
     return np.ascontiguousarray(factor / np.diag(factor)[:, None], np.float32)
 
 
-@njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@compiled
 def follow(
     values: Floats,
     scales: Floats,

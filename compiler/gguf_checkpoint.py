@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +24,7 @@ from edgeshard.compiler.gguf_families import (
     tensor_names,
 )
 from edgeshard.compiler.gguf_tokenizer import gguf_tokenizer
-from edgeshard.compiler.stored import digest_file, ignore, read_rows, widen
+from edgeshard.compiler.stored import hash_file, ignore, read_rows, widen
 from edgeshard.errors import InputError
 
 _TOKENS = {"bos": "bos_token_id", "padding": "pad_token_id"}
@@ -125,7 +126,9 @@ class GgufCheckpoint:
 
     def digest(self, on_bytes: Callable[[int], None] = ignore) -> str:
         """See `Checkpoint.digest`."""
-        return f"sha256:{digest_file(self.path, on_bytes).hexdigest()}"
+        found = hashlib.sha256()  # by which the file is known where it comes from
+        hash_file(self.path, found, on_bytes)
+        return f"sha256:{found.hexdigest()}"
 
     def names(self) -> set[str]:
         """See `Checkpoint.names`."""

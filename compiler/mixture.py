@@ -40,7 +40,9 @@ COSTS = {
 OTHER_COST = 0.03
 # Of `mixed` unless a person asks for others: within 1 % of fp32's perplexity on SmolLM2-135M.
 DEFAULT_BITS = 7.5
-MAX_ROWS = 256  # of a matrix's first piece are looked at: its error to a few per cent
+# Of a matrix's first piece are looked at: its error to a few per cent.
+MAX_ROWS = 256
+MAX_VALUES = 300_000
 
 
 def mix(
@@ -217,7 +219,8 @@ def lost(checkpoint: Checkpoint, name: str, encodings: Sequence[Encoding]) -> li
     piece = widen(next(iter(checkpoint.pieces(name))), checkpoint.stored_type(name))
     if not is_finite(piece):
         return [0.0] * len(encodings)  # the compile refuses it when it gets there
-    rows = np.ascontiguousarray(piece[:: -(-len(piece) // MAX_ROWS)])
+    num_rows = max(1, min(MAX_ROWS, MAX_VALUES // piece.shape[1]))
+    rows = np.ascontiguousarray(piece[:: -(-len(piece) // num_rows)])
     total = float(np.square(rows, dtype=np.float64).sum())
     return [
         float(np.square(decode(quantise(rows, e), e) - rows, dtype=np.float64).sum()) / (total or 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -12,13 +11,14 @@ from typing import Any, Literal
 import numpy as np
 import tokenizers
 import transformers
+from blake3 import blake3
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from edgeshard.compiler.checkpoint import PICKLED, PICKLED_REMEDY, check_architecture
 from edgeshard.compiler.generation import Defaults, read_generation
 from edgeshard.compiler.sentencepiece_model import read_model
-from edgeshard.compiler.stored import VALUE_BYTES, digest_file, ignore, read_rows, widen
+from edgeshard.compiler.stored import VALUE_BYTES, hash_file, ignore, read_rows, widen
 from edgeshard.errors import InputError
 
 _TYPES = {"F32", "F16", "BF16"}
@@ -125,11 +125,13 @@ class SafetensorsCheckpoint:
 
     def digest(self, on_bytes: Callable[[int], None] = ignore) -> str:
         """See `Checkpoint.digest`."""
-        total = hashlib.sha256()
+        total = blake3()
         for path in self.files():
+            found = blake3()
+            hash_file(path, found, on_bytes)
             total.update(f"{path.name} ".encode())
-            total.update(digest_file(path, on_bytes).digest())
-        return f"sha256:{total.hexdigest()}"
+            total.update(found.digest())
+        return f"blake3:{total.hexdigest()}"
 
     def names(self) -> set[str]:
         """See `Checkpoint.names`."""

@@ -16,8 +16,9 @@ the same weights give the same bytes on every machine. No `fastmath`, for the sa
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from edgeshard.compiler.jit import compiled
 
 Floats = NDArray[np.float32]
 
@@ -34,11 +35,10 @@ WIDTHS = np.linspace(0.76, 1.04, 8, dtype=np.float32)
 _TINY = np.float32(1e-30)  # smaller blocks are zero: their scales cannot be inverted
 
 
-@njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@compiled
 def find_scales(
     values: Floats,
-    importance: Floats,
-    is_even: bool,
+    importance: Floats | None,
     block: int,
     top: float,
     grids: Floats,
@@ -50,8 +50,7 @@ def find_scales(
 
     Args:
         values: flat rows.
-        importance: of each column.
-        is_even: all columns count 1; saves reading them.
+        importance: of each column; without it all count alike, in a loop of its own.
         block: values with one scale; 16, 32 or 64.
         top: highest code.
         grids: `SYMMETRIC_REACH` or, `with_zeros`, `WIDTHS`.
@@ -71,7 +70,7 @@ def find_scales(
             source = values[at : at + block]
             for i in range(block):
                 x[i, lane] = source[i]
-            if not is_even:
+            if importance is not None:
                 weight = importance[at % importance.size : at % importance.size + block]
                 for i in range(block):
                     w[i, lane] = weight[i]
@@ -117,7 +116,7 @@ def find_scales(
                         code = np.rint(x[i + j, lane] * inverse[lane])
                         code = code if code > bottom[lane] else bottom[lane]
                         code = code if code < above[lane] else above[lane]
-                        weighted = w[i + j, lane] * code
+                        weighted = code if importance is None else w[i + j, lane] * code
                         products += weighted * x[i + j, lane]
                         squares += weighted * code
                     fit[lane] += products
@@ -132,11 +131,11 @@ def find_scales(
             zeros[group * LANES + lane] = np.uint8(np.int32(kept[lane]))
 
 
-@njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@compiled
 def encode_blocks(
     values: Floats,
-    importance: Floats,
-    block: int,
+    importance: Floats | None,
+    blocks: int,
     top: float,
     steps: Floats,
     wanted: Floats,
@@ -148,8 +147,8 @@ def encode_blocks(
 
     Args:
         values: flat rows.
-        importance: of each column.
-        block: values with one scale; a multiple of 16.
+        importance: of each column, or None.
+        blocks: of a row; a block has a multiple of 16 values.
         top: highest code.
         steps: of each row; 0 where all its values are zero.
         wanted: scale of each block.
@@ -157,13 +156,14 @@ def encode_blocks(
         scales: receives the rounded scales, in steps.
         codes: receives one byte for each value.
     """
-    blocks = importance.size // block
+    block = values.size // scales.size
     last = np.float32(top)
     errors, tried = np.empty(block, np.float32), np.empty((2, block), np.float32)
     for index in range(scales.size):
         start = index * block
         source, target = values[start : start + block], codes[start : start + block]
-        weight = importance[start % importance.size : start % importance.size + block]
+        if importance is not None:
+            weight = importance[start % importance.size : start % importance.size + block]
         step = steps[index // blocks]
         zero = np.float32(zeros[index])
         bottom, above = -zero, last - zero
@@ -181,7 +181,8 @@ def encode_blocks(
                 code = code if code > bottom else bottom
                 code = code if code < above else above
                 tried[side, i] = code
-                errors[i] = weight[i] * (exactly - code) * (exactly - code)
+                off = exactly - code
+                errors[i] = off * off if importance is None else weight[i] * off * off
             half = block // 2
             while half > 8:
                 for i in range(half):

@@ -15,7 +15,7 @@ from pathlib import Path
 from edgeshard.artifacts.store import Store
 from edgeshard.compiler.checkpoint import Checkpoint
 from edgeshard.errors import InputError
-from edgeshard.schemas.common import Digest
+from edgeshard.schemas.common import CheckpointDigest
 from edgeshard.schemas.note import SourceNote
 
 
@@ -44,7 +44,7 @@ class SourceDigest:
         self._stop.set()
         self._pool.shutdown(wait=True)
 
-    def result(self) -> Digest:
+    def result(self) -> CheckpointDigest:
         """The digest, once it is there.
 
         Raises:
@@ -59,13 +59,13 @@ class SourceDigest:
                 f"{self._checkpoint.path} was changed during the compile; run it again"
             )
 
-    def _take(self) -> Digest:
-        known = self._store.note(f"source-{self.stamp}", SourceNote)
+    def _take(self) -> CheckpointDigest:
+        known = self._store.note(f"checkpoint-{self.stamp}", SourceNote)
         if known is not None:
             return known.digest
         digest = self._checkpoint.digest(self._go_on)
         self.check_unchanged()
-        self._store.put_note(f"source-{self.stamp}", SourceNote(digest=digest))
+        self._store.put_note(f"checkpoint-{self.stamp}", SourceNote(digest=digest))
         return digest
 
     def _go_on(self, num_bytes: int) -> None:

@@ -6,9 +6,9 @@ checkpoint is larger than what compiling may take.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Protocol
 
 import gguf
 import numpy as np
@@ -66,21 +66,27 @@ def ignore(num_bytes: int) -> None:
     """Who is told of bytes and does not care."""
 
 
-def digest_file(path: Path, on_bytes: Callable[[int], None]) -> hashlib._Hash:
-    """The sha256 of a file.
+class Hash(Protocol):
+    """What `hashlib` and `blake3` have in common."""
+
+    def update(self, data: memoryview, /) -> object:
+        """Take more bytes."""
+
+
+def hash_file(path: Path, found: Hash, on_bytes: Callable[[int], None]) -> None:
+    """Give a file's bytes to a hash.
 
     Args:
         path: the file.
+        found: takes them; it releases the interpreter's lock meanwhile.
         on_bytes: told how many more bytes are behind; what it raises ends the reading.
     """
-    found = hashlib.sha256()
     size = path.stat().st_size
     buffer = memoryview(bytearray(max(1, min(DIGEST_BYTES, size))))
     with path.open("rb", buffering=0) as file:
         while count := file.readinto(buffer):
             found.update(buffer[:count])
             on_bytes(count)
-    return found
 
 
 def widen(rows: Rows, stored_type: str) -> Floats:
@@ -91,14 +97,11 @@ def widen(rows: Rows, stored_type: str) -> Floats:
         kind = gguf.GGMLQuantizationType[stored_type]
         return np.ascontiguousarray(gguf.dequantize(rows, kind), np.float32)
     halves = rows.view(np.uint16)
-    words = np.empty(halves.shape, np.uint32)
-    floats = words.view(np.float32)
+    floats = np.empty(halves.shape, np.float32)
     if stored_type == "BF16":
-        np.left_shift(halves, 16, out=words, dtype=np.uint32)
+        np.left_shift(halves, 16, out=floats.view(np.uint32), dtype=np.uint32)
     else:
-        widen_halves(halves.reshape(-1), words.reshape(-1))
-        with np.errstate(invalid="ignore"):  # a signalling NaN; it stays one
-            np.multiply(floats, np.float32(2.0**112), out=floats)
+        widen_halves(halves.reshape(-1), floats.reshape(-1))
     return floats
 
 

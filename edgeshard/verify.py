@@ -135,10 +135,15 @@ def check_source(checkpoint: Checkpoint, model: ModelManifest) -> None:
     Raises:
         InputError: names both digests.
     """
-    digest = checkpoint.digest()
-    if digest != model.source.digest:
+    digest, expected = checkpoint.digest(), model.source.digest
+    if digest.partition(":")[0] != expected.partition(":")[0]:
         raise InputError(
-            f"{checkpoint.path} is {digest}, {model.name} was compiled from {model.source.digest}"
+            f"{model.name} names its checkpoint by {expected}, this version by {digest}; compile "
+            "it again"
+        )
+    if digest != expected:
+        raise InputError(
+            f"{checkpoint.path} is {digest}, {model.name} was compiled from {expected}"
         )
 
 

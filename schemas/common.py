@@ -16,6 +16,13 @@ Name = Annotated[
 Digest = Annotated[
     str, Meta(pattern=r"^sha256:[0-9a-f]{64}$", description="Digest of a blob's bytes.")
 ]
+CheckpointDigest = Annotated[
+    str,
+    Meta(
+        pattern=r"^(sha256|blake3):[0-9a-f]{64}$",
+        description="Digest of a checkpoint's files: sha256 of a GGUF file, BLAKE3 of a folder.",
+    ),
+]
 PublicKey = Annotated[
     str, Meta(min_length=40, max_length=40, description="A CURVE public key in Z85.")
 ]

@@ -21,6 +21,7 @@ from msgspec import Meta
 from edgeshard.schemas.common import (
     FLOAT_BYTES,
     Blob,
+    CheckpointDigest,
     Count,
     Digest,
     FloatType,
@@ -92,7 +93,7 @@ class Source(Schema, frozen=True, kw_only=True):
     """What a model was compiled from; part of its manifest."""
 
     kind: Literal["gguf", "safetensors"]
-    digest: Digest
+    digest: CheckpointDigest
 
 
 class Generation(Schema, frozen=True, kw_only=True):

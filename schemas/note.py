@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from edgeshard.schemas.common import Blob, Count, Digest, Schema
+from edgeshard.schemas.common import Blob, CheckpointDigest, Count, Schema
 
 
 class TensorPlace(Schema, frozen=True, kw_only=True):
@@ -27,4 +27,4 @@ class SourceNote(Schema, frozen=True, kw_only=True):
     """The digest of a checkpoint whose files have not changed since."""
 
     format: Literal["edgeshard.source/1"] = "edgeshard.source/1"
-    digest: Digest
+    digest: CheckpointDigest

@@ -26,6 +26,7 @@ ALLOWED = {
     "compiler": {
         *("edgeshard.artifacts", "edgeshard.schemas"),
         *(
+            "blake3",
             "gguf",
             "huggingface_hub",
             "ml_dtypes",
@@ -56,6 +57,7 @@ SIMULATOR_SEES = {
 }
 COMPILE_ONLY = {
     "accelerate",
+    "blake3",
     "gguf",
     "huggingface_hub",
     "numba",

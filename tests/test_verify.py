@@ -7,8 +7,8 @@ import pytest
 
 from edgeshard.compiler.checkpoint import open_checkpoint
 from edgeshard.errors import InputError
-from edgeshard.schemas.common import Precision
-from edgeshard.verify import Verification, greedy, reference_model, verify_model
+from edgeshard.schemas.common import Precision, changed
+from edgeshard.verify import Verification, check_source, greedy, reference_model, verify_model
 from support.tiny_llama import NUM_BLOCKS, PROMPTS, compiled, folder, generated, reference
 
 TEXT = PROMPTS[3]
@@ -58,6 +58,16 @@ def test_another_checkpoint_is_refused_with_both_digests() -> None:
 
     with pytest.raises(InputError, match=f"{actual}.*{expected}"):
         _verify("fp32", "multi_head")
+
+
+def test_a_model_that_names_its_checkpoint_by_another_hash_is_to_be_compiled_again() -> None:
+    model = compiled("grouped").manifest
+    older = changed(model, source=changed(model.source, digest="sha256:" + 64 * "0"))
+
+    with pytest.raises(
+        InputError, match=r"by sha256:0+, this version by blake3:.*compile it again"
+    ):
+        check_source(open_checkpoint(folder("grouped")), older)
 
 
 def test_the_reference_is_transformers_own_model() -> None:

@@ -155,11 +155,15 @@ def compile_command(
 
 @contextmanager
 def _uncollected() -> Iterator[None]:
-    """No garbage collection: what is imported and traced stays, and walks over it find nothing."""
+    """No garbage collection: what is imported and traced stays, and walks over it find nothing.
+
+    Nor at the end of the process, where the walk over torch took a second and more.
+    """
     gc.disable()
     try:
         yield
     finally:
+        gc.freeze()
         gc.enable()
 
 

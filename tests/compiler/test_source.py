@@ -8,13 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from blake3 import blake3
 
 from edgeshard.artifacts.store import Store
 from edgeshard.compiler import stored
 from edgeshard.compiler.checkpoint import Checkpoint, open_checkpoint
 from edgeshard.compiler.source import SourceDigest
-from edgeshard.compiler.stored import digest_file, ignore
+from edgeshard.compiler.stored import hash_file, ignore
 from edgeshard.errors import InputError
+from support.gguf_family import gguf_file
 from support.tiny_llama import folder, save
 
 
@@ -81,8 +83,29 @@ def test_a_file_is_digested_in_pieces(
     path = tmp_path / "file"
     path.write_bytes(bytes(range(size)))
     told: list[int] = []
+    quick, usual = blake3(), hashlib.sha256()
 
-    assert digest_file(path, told.append).digest() == hashlib.sha256(bytes(range(size))).digest()
+    hash_file(path, quick, told.append)
+    hash_file(path, usual, ignore)
 
     assert sum(told) == size
-    assert digest_file(path, ignore).digest() == hashlib.sha256(bytes(range(size))).digest()
+    assert quick.digest() == blake3(bytes(range(size))).digest()
+    assert usual.digest() == hashlib.sha256(bytes(range(size))).digest()
+
+
+def test_a_folder_is_known_by_the_names_and_bytes_of_its_files(tmp_path: Path) -> None:
+    path = save("grouped", tmp_path)
+    checkpoint = open_checkpoint(path)
+    total = blake3()
+    for file in checkpoint.files():
+        total.update(file.name.encode() + b" " + blake3(file.read_bytes()).digest())
+
+    assert checkpoint.digest() == f"blake3:{total.hexdigest()}"
+    assert {"config.json", "model.safetensors"} <= {file.name for file in checkpoint.files()}
+
+
+def test_a_gguf_file_is_known_by_the_digest_that_others_have_of_it() -> None:
+    path = gguf_file("llama")
+    expected = hashlib.sha256(path.read_bytes()).hexdigest()
+
+    assert open_checkpoint(path).digest() == f"sha256:{expected}"
