@@ -263,7 +263,16 @@ class Store:
             known = ", ".join(self.models()) or "none; run `esc compile`"
             raise InputError(f"no model {name!r} in {self.root}; known: {known}")
         blob = files.read(path, Blob)
-        return files.decode(self.read(blob), ModelManifest, str(path)), blob
+        return self.manifest(blob), blob
+
+    def manifest(self, blob: Blob) -> ModelManifest:
+        """Read a model manifest.
+
+        Raises:
+            ArtifactError: it is missing or changed.
+            InputError: it is of another version.
+        """
+        return files.decode(self.read(blob), ModelManifest, str(self.path(blob)))
 
     def find(self, digest: str) -> tuple[ModelManifest, Blob]:
         """The manifest of a digest, with its blob.

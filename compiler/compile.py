@@ -11,7 +11,6 @@ same blobs where their weights lie the same way.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -19,20 +18,11 @@ import msgspec
 from edgeshard.artifacts.store import Store
 from edgeshard.compiler.calibration import Calibration
 from edgeshard.compiler.checkpoint import open_checkpoint
+from edgeshard.compiler.finished import Compiled
 from edgeshard.compiler.progress import Progress
 from edgeshard.compiler.source import SourceDigest
-from edgeshard.schemas.common import Blob, FloatType, Precision, Target
+from edgeshard.schemas.common import FloatType, Precision, Target
 from edgeshard.schemas.model import ModelManifest, Variant
-
-
-@dataclass(frozen=True)
-class Compiled:
-    """A compiled model, remarks that a person should see, and how many units were made before."""
-
-    manifest: ModelManifest
-    blob: Blob
-    notices: tuple[str, ...]
-    num_reused: int
 
 
 def compile_model(

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from edgeshard.artifacts.store import Store
 from edgeshard.compiler.checkpoint import Checkpoint
+from edgeshard.compiler.finished import stamp
 from edgeshard.errors import InputError
 from edgeshard.schemas.common import CheckpointDigest
 from edgeshard.schemas.note import SourceNote
@@ -74,9 +75,7 @@ class SourceDigest:
 
 
 def _stamp(files: Sequence[Path]) -> str:
-    """What changes when a file is written anew: cheap, where a digest would read everything."""
     parts = []
     for path in files:
-        found = path.stat()
-        parts.append((str(path.resolve()), found.st_size, found.st_mtime_ns, found.st_ino))
+        parts.append((str(path.resolve()), *stamp(path)))
     return hashlib.sha256(repr(parts).encode()).hexdigest()

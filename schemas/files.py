@@ -24,7 +24,7 @@ from edgeshard.schemas.accuracy import Accuracy
 from edgeshard.schemas.cluster import Cluster
 from edgeshard.schemas.common import Blob, Schema
 from edgeshard.schemas.model import ModelManifest
-from edgeshard.schemas.note import SourceNote, WeightsNote
+from edgeshard.schemas.note import ModelNote, SourceNote, WeightsNote
 from edgeshard.schemas.plan import Plan
 from edgeshard.schemas.profile import Profile
 from edgeshard.schemas.shard import ShardManifest
@@ -39,6 +39,7 @@ KINDS: dict[str, type[Schema]] = {
     "accuracy": Accuracy,
     "weights": WeightsNote,
     "source": SourceNote,
+    "compiled": ModelNote,
 }
 MAX_FILE_BYTES = 64 * 2**20
 

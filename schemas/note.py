@@ -23,6 +23,14 @@ class WeightsNote(Schema, frozen=True, kw_only=True):
     tensors: tuple[TensorPlace, ...]
 
 
+class ModelNote(Schema, frozen=True, kw_only=True):
+    """The manifest that a compile left, and what it had to remark."""
+
+    format: Literal["edgeshard.compiled/1"] = "edgeshard.compiled/1"
+    blob: Blob
+    notices: tuple[str, ...] = ()
+
+
 class SourceNote(Schema, frozen=True, kw_only=True):
     """The digest of a checkpoint whose files have not changed since."""
 

@@ -6,7 +6,7 @@ import gc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypedDict
 
 import typer
 from rich.console import Console
@@ -27,7 +27,7 @@ from edgeshard.schemas.common import FloatType, Objective, Precision, Target
 if TYPE_CHECKING:
     from edgeshard.artifacts.store import Store
     from edgeshard.compiler.calibration import Calibration
-    from edgeshard.compiler.compile import Compiled
+    from edgeshard.compiler.finished import Compiled
     from edgeshard.schemas.profile import Profile
 
 
@@ -37,6 +37,18 @@ def _list_architectures(wanted: bool) -> None:
 
         typer.echo(listing())
         raise typer.Exit
+
+
+class Wishes(TypedDict):
+    """What a person wants of a compile; as for `compile_model`."""
+
+    name: str | None
+    precision: Precision | None
+    target: Target
+    variants: tuple[Target, ...]
+    activations: FloatType | None
+    context: int
+    bits: float | None
 
 
 class RateColumn(ProgressColumn):
@@ -184,41 +196,25 @@ def run_compile(
     text: Path | None = None,
 ) -> Compiled:
     """Compile with a progress bar on standard error, and say what came out."""
-    try:
-        from edgeshard.compiler.compile import compile_model
-        from edgeshard.compiler.generation import shown
-    except ImportError as error:
-        raise InputError(
-            f"compiling needs {error.name}: install the extra `compile` (README, Installing)"
-        ) from error
-    calibration = None if text is None else _calibrate(model, text, precision)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f}%"),
-        RateColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    console = console or Console(stderr=True)
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("compile")
-        compiled = compile_model(
-            model,
-            store,
-            name=name,
-            precision=precision,
-            target=target,
-            variants=variants,
-            activations=activations,
-            context=context,
-            jobs=jobs,
-            bits=bits,
-            calibration=calibration,
-            on_progress=lambda p: bar.update(
-                task, description=f"{p.step:<22}", completed=p.done, total=max(p.total, 1)
-            ),
-        )
+    from edgeshard.compiler import finished
+    from edgeshard.compiler.generation import shown
+
+    wishes: Wishes = {
+        "name": name,
+        "precision": precision,
+        "target": target,
+        "variants": tuple(variants),
+        "activations": activations,
+        "context": context,
+        "bits": bits,
+    }
+    words = None if text is None else _words(text, precision)
+    key = finished.key_of(model, {**wishes, "text": words})
+    compiled = None if key is None else finished.find(store, key)
+    if compiled is None:
+        compiled = _compile(model, store, wishes, words, jobs, console)
+        if key is not None:
+            finished.leave(store, key, compiled)
     manifest = compiled.manifest
     for notice in compiled.notices:
         typer.echo(f"note: {notice}", err=True)
@@ -233,15 +229,58 @@ def run_compile(
     return compiled
 
 
-def _calibrate(model: Path, text: Path, precision: Precision | None) -> Calibration:
-    from edgeshard.calibrate import calibrate
+def _compile(
+    model: Path,
+    store: Store,
+    wishes: Wishes,
+    words: str | None,
+    jobs: int | None,
+    console: Console | None,
+) -> Compiled:
+    """Compile with a progress bar."""
+    try:
+        from edgeshard.compiler.compile import compile_model
+    except ImportError as error:
+        raise InputError(
+            f"compiling needs {error.name}: install the extra `compile` (README, Installing)"
+        ) from error
+    calibration = None if words is None else _calibrate(model, words, wishes["precision"])
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+        RateColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    console = console or Console(stderr=True)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("compile")
+        return compile_model(
+            model,
+            store,
+            **wishes,
+            jobs=jobs,
+            calibration=calibration,
+            on_progress=lambda p: bar.update(
+                task, description=f"{p.step:<22}", completed=p.done, total=max(p.total, 1)
+            ),
+        )
 
+
+def _words(text: Path, precision: Precision | None) -> str:
+    """The text to calibrate with."""
     if precision not in ("int4", "int8", "mixed"):
         raise InputError("--calibrate is for the precisions int4, int8 and mixed")
     try:
-        words = text.read_text("utf-8")
+        return text.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"text {text} cannot be read: {error}; give a UTF-8 file") from error
+
+
+def _calibrate(model: Path, words: str, precision: Precision | None) -> Calibration:
+    from edgeshard.calibrate import calibrate
+
     return calibrate(model, words, with_gains=precision != "int8", on_step=_to_stderr)
 
 

@@ -17,7 +17,7 @@ from edgeshard.artifacts.store import Store
 from edgeshard.compiler.calibration import Calibration
 from edgeshard.compiler.checkpoint import open_checkpoint
 from edgeshard.compiler.compilation import LOWERINGS
-from edgeshard.compiler.compile import Compiled, compile_model
+from edgeshard.compiler.compile import compile_model
 from edgeshard.compiler.encoding import (
     FLOAT,
     STORED,
@@ -26,6 +26,7 @@ from edgeshard.compiler.encoding import (
     decode,
     quantise,
 )
+from edgeshard.compiler.finished import Compiled
 from edgeshard.compiler.graph import Extent, GraphBuilder
 from edgeshard.compiler.lowering import Shape
 from edgeshard.compiler.mixture import DEFAULT_BITS, choose, mix, raised, spread

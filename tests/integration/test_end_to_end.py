@@ -15,7 +15,8 @@ from tokenizers import Tokenizer
 from edgeshard.artifacts.fuse import fuse
 from edgeshard.artifacts.store import Store
 from edgeshard.compiler.checkpoint import open_checkpoint
-from edgeshard.compiler.compile import Compiled, compile_model
+from edgeshard.compiler.compile import compile_model
+from edgeshard.compiler.finished import Compiled
 from edgeshard.errors import PlanError
 from edgeshard.local_run import Running, default_checkpoint, running_chain
 from edgeshard.planner import make_plan

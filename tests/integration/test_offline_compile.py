@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from edgeshard.artifacts.store import Store
-from edgeshard.compiler.compile import Compiled, compile_model
+from edgeshard.compiler.compile import compile_model
+from edgeshard.compiler.finished import Compiled
 from edgeshard.runtime.keys import make_keys
 from edgeshard.schemas import files
 from edgeshard.schemas.cluster import Cluster, Device
