@@ -1,4 +1,4 @@
-"""The `ort` shards on a CUDA provider: parity with the CPU, and tokens per second.
+"""Shards on a CUDA provider: parity with the CPU, and tokens per second.
 
 python benchmarks/cuda.py --folder .demo/cuda [--provider CPUExecutionProvider]
 
@@ -24,16 +24,15 @@ from edgeshard.artifacts.store import Store
 from edgeshard.compiler.compile import compile_model
 from edgeshard.local_run import default_checkpoint
 from edgeshard.runtime.session import ShardSession
-from edgeshard.schemas.common import FloatType, Precision
+from edgeshard.schemas.common import FloatType, Precision, Target
 from edgeshard.schemas.shard import ShardManifest
 from edgeshard.schemas.targets import CPU, CUDA
 
-KINDS: list[tuple[Precision, FloatType]] = [
-    ("fp16", "float16"),
-    ("int4", "float16"),
-    ("int4", "float32"),
-    ("int8", "float16"),
-    ("fp32", "float32"),
+KINDS: list[tuple[Precision, FloatType, Target]] = [
+    ("fp16", "float16", "ort"),
+    ("int4", "float16", "ort"),
+    ("int8", "float16", "ort"),
+    ("fp32", "float32", "portable"),
 ]
 PROMPT, NEW, CONTEXT, ROUNDS = 128, 64, 256, 5
 
@@ -48,6 +47,7 @@ class Row:
         prefill, decode: tokens per second, median of the rounds; of the CPU for comparison.
     """
 
+    target: str
     precision: str
     activations: str
     relative: float
@@ -87,11 +87,18 @@ def rates(session: ShardSession, tokens: NDArray[np.int64]) -> tuple[float, floa
 
 
 def measure(
-    folder: Path, checkpoint: Path, provider: str, precision: Precision, activations: FloatType
+    folder: Path,
+    checkpoint: Path,
+    provider: str,
+    precision: Precision,
+    activations: FloatType,
+    target: Target,
 ) -> Row:
     """Compile, fuse, compare and time one kind of shard."""
     store = Store(folder / "store")
-    made = compile_model(checkpoint, store, precision=precision, activations=activations)
+    made = compile_model(
+        checkpoint, store, precision=precision, activations=activations, target=target
+    )
     shard, _ = fuse(store, made.manifest, made.blob, 0, len(made.manifest.units))
     generator = np.random.default_rng(0)
     tokens = generator.integers(0, made.manifest.vocab_size, (1, PROMPT))
@@ -103,6 +110,7 @@ def measure(
     (expected, cpu_prefill, cpu_decode), (seen, prefill, decode) = found
     difference = np.sqrt(np.mean((seen - expected) ** 2)) / np.sqrt(np.mean(expected**2))
     return Row(
+        target=target,
         precision=precision,
         activations=activations,
         relative=float(difference),
@@ -131,11 +139,15 @@ def main() -> None:
     print(
         f"{arguments.provider}, ONNX Runtime {ort.__version__}, prompt {PROMPT}, {NEW} new tokens"
     )
-    print("| weights | activations | relative | top-1 | prefill | decode | CPU prefill | decode |")
-    print("|---|---|--:|--:|--:|--:|--:|--:|")
+    print(
+        "| target | weights | activations | relative | top-1 | prefill | decode "
+        "| CPU prefill | decode |"
+    )
+    print("|---|---|---|--:|--:|--:|--:|--:|--:|")
     for row in rows:
         print(
-            f"| {row.precision} | {row.activations} | {row.relative:.2e} | {row.top1:.1%} "
+            f"| {row.target} | {row.precision} | {row.activations} "
+            f"| {row.relative:.2e} | {row.top1:.1%} "
             f"| {row.prefill:.0f} | {row.decode:.1f} | {row.cpu_prefill:.0f} "
             f"| {row.cpu_decode:.1f} |"
         )

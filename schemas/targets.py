@@ -24,13 +24,27 @@ RUNS: dict[str, tuple[Target, ...]] = {
     TENSORRT: ("tensorrt",),
 }
 STANDARD: tuple[Target, ...] = ("portable",)
-# ONNX Runtime's CPU provider casts float16 to float32 where it has no kernel, bfloat16 nowhere.
-LACKS: dict[str, tuple[FloatType, ...]] = {CPU: ("bfloat16",)}
+# Types that a provider has no kernels for. ONNX Runtime's CPU provider casts float16 to float32
+# where it has none, bfloat16 nowhere. Its CUDA provider has no fused attention in float32 and would
+# leave it to the CPU, with all keys and values copied there and back in every step.
+LACKS: dict[str, dict[Target, tuple[FloatType, ...]]] = {
+    CPU: dict.fromkeys(RUNS[CPU], ("bfloat16",)),
+    CUDA: {"ort": ("float32",)},
+}
+REMEDIES = {
+    CPU: f"run on {CUDA}, or compile with --precision fp32, int8 or int4",
+    CUDA: "compile with --precision fp16, with --activations float16, or with --target portable",
+}
 
 
 def copies_slots(provider: str, layout: str) -> bool:
     """Whether keys and values of one slot can be copied to another, by a cache's layout."""
     return layout == "append" or provider not in ON_GPU
+
+
+def lacks(provider: str, target: Target) -> tuple[FloatType, ...]:
+    """Types of activations in which a provider does not run a target."""
+    return LACKS.get(provider, {}).get(target, ())
 
 
 def runs(provider: str) -> tuple[Target, ...]:
@@ -44,10 +58,12 @@ def target_for(model: ModelManifest, provider: str) -> Target:
     Raises:
         InputError: it runs none of them; names both sides and the option to compile with.
     """
-    check_activations(model.activations, provider)
-    for target in runs(provider):
-        if target in model.targets:
+    known = [target for target in runs(provider) if target in model.targets]
+    for target in known:
+        if model.activations not in lacks(provider, target):
             return target
+    if known:
+        check_activations(model.activations, provider, known[0])
     wanted = ",".join((*model.targets, runs(provider)[0]))
     raise InputError(
         f"{provider} runs {' or '.join(runs(provider))}, {model.name} has "
@@ -66,22 +82,21 @@ def check_target(target: Target, activations: FloatType, provider: str) -> None:
     Raises:
         InputError: names target or type, the provider, and what to compile with.
     """
-    check_activations(activations, provider)
     if target not in runs(provider):
         raise InputError(
             f"{provider} runs {' or '.join(runs(provider))}, the shard is {target}; "
             f"compile with --target {runs(provider)[0]}"
         )
+    check_activations(activations, provider, target)
 
 
-def check_activations(activations: FloatType, provider: str) -> None:
+def check_activations(activations: FloatType, provider: str, target: Target) -> None:
     """Refuse a type that a provider has no kernels for.
 
     Raises:
-        InputError: names both, and what to compile with.
+        InputError: names all three, and what to compile with.
     """
-    if activations in LACKS.get(provider, ()):
+    if activations in lacks(provider, target):
         raise InputError(
-            f"{provider} has no {activations} kernels; run on {CUDA}, or compile with "
-            "--precision fp32, int8 or int4"
+            f"{provider} has no {activations} kernels for {target}; {REMEDIES[provider]}"
         )

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import onnx
 import pytest
 
+from edgeshard.artifacts.fuse import fuse
 from edgeshard.compiler.families import FAMILIES, listing
 from edgeshard.schemas.common import Target
+from support.cuda_kernels import without_kernel
 from support.tiny_family import NUM_TOKENS, PROOFS, compiled, reference
 from support.tiny_llama import PROMPTS
 
@@ -21,6 +24,18 @@ def test_greedy_tokens_over_three_shards_equal_transformers(
     with model.chain(*CUTS, context=model.manifest.max_context) as chain:
         for prompt, expected in zip(PROMPTS, reference(family, proof).texts, strict=True):
             assert chain.greedy(prompt, NUM_TOKENS) == expected
+
+
+@pytest.mark.parametrize(("family", "proof"), PROOFS)
+def test_in_16_bits_cuda_has_a_kernel_for_every_operator(family: str, proof: str) -> None:
+    """By ONNX Runtime's list of them; as `ort` graphs are, but for the type of their floats."""
+    model = compiled(family, proof, "ort", "fp32")
+    shard, _ = fuse(model.store, model.manifest, model.blob, 0, len(model.manifest.units))
+    graph = onnx.load(str(model.store.path(shard.graph)), load_external_data=False)
+
+    assert without_kernel(graph) == {"GroupQueryAttention"}
+    for kind in ("float16", "bfloat16"):
+        assert without_kernel(graph, {"float": kind}) == set()
 
 
 @pytest.mark.parametrize(("family", "proof"), PROOFS)

@@ -21,6 +21,8 @@ from edgeshard.schemas.plan import Plan
 from edgeshard.schemas.profile import DecodePoint, Profile
 from support.planner_brute_force import best_latency, best_throughput, every_chain
 from support.planner_cases import (
+    CPU,
+    GPU,
     MIB,
     Case,
     blob,
@@ -117,6 +119,30 @@ def test_each_stage_takes_what_is_fastest_there_and_the_plan_names_it() -> None:
     text = plan_table(plan)
     assert "CPU int4" in text
     assert "mixed: stages have weights in int4 and fp32" in text
+
+
+def test_a_gpu_takes_the_model_in_16_bits_and_a_cpu_the_one_in_float32() -> None:
+    """One precision in two types of activations, of which CUDA runs the second alone."""
+    wide = changed(
+        make_model(structures=[f"float32.{kind}" for kind in "ebbbbh"]),
+        name="wide",
+        activations="float32",
+    )
+    units = measured(FP32, 0.02) + measured(wide, 0.01)
+    devices = [
+        make_device("a", units, memory_bytes=2 * MIB),
+        make_device("b", measured(FP32, 0.005, GPU)),
+    ]
+    others = [(FP32, digest("narrow"))]
+
+    plan = make_plan(
+        wide, digest("wide"), make_profile(devices), "a", "latency", 64, 1, 32, others=others
+    )
+
+    assert [(stage.provider, stage.model) for stage in plan.stages] == [
+        (CPU, digest("wide")),
+        (GPU, digest("narrow")),
+    ]
 
 
 def test_a_stage_that_only_fits_at_a_lower_precision_has_it() -> None:

@@ -249,7 +249,7 @@ def test_without_a_cache_every_context_takes_the_same(tmp_path: Path) -> None:
 def test_a_provider_that_does_not_start_is_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = compiled("grouped", "int4")
+    model = compiled("grouped", "fp16")
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: [CUDA, CPU])
 
     found, said = _measure(model, _store(model, tmp_path), ())
@@ -259,11 +259,23 @@ def test_a_provider_that_does_not_start_is_left_out(
     assert any(line.startswith(f"nothing on {CUDA}: {CUDA} does not start") for line in said)
 
 
+def test_a_provider_without_kernels_for_the_type_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = compiled("grouped", "int4")
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: [CUDA, CPU])
+
+    found, said = _measure(model, _store(model, tmp_path), ())
+
+    assert found.providers == (CPU,)
+    assert any(line.startswith(f"nothing on {CUDA}: {CUDA} has no float32") for line in said)
+
+
 @pytest.mark.filterwarnings("ignore:Specified provider")
 def test_a_device_where_no_provider_starts_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = compiled("grouped", "int4")
+    model = compiled("grouped", "fp16")
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: [CUDA])
 
     with pytest.raises(ProviderError, match="leave it out of `providers`"):

@@ -55,7 +55,7 @@ def test_openvino_is_not_to_round_activations(shard: ShardManifest, tmp_path: Pa
 @pytest.mark.filterwarnings("ignore:Specified provider")
 def test_a_provider_that_does_not_start_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """ONNX Runtime would compute on the CPU, and say so in a warning only."""
-    model = compiled("grouped", "fp32")
+    model = compiled("grouped", "fp16")
     shard = fuse(model.store, model.manifest, model.blob, 0, 2)[0]
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: [CUDA, CPU])
 

@@ -83,6 +83,7 @@ def make_model(
         special_tokens={},
         eos_token_ids=(),
         source=Source(kind="safetensors", digest=digest("checkpoint")),
+        activations="float16",  # in which both providers run it
     )
 
 
