@@ -44,20 +44,23 @@ def key_of(path: Path, wishes: Mapping[str, object]) -> str | None:
         wishes: whatever else is asked for, of types whose `repr` says all.
 
     Returns:
-        None where nothing lies at the path: a hub id, or a mistake.
+        None where the path cannot be read: a hub id, or a mistake, of which compiling tells.
     """
-    if not path.exists():
+    try:
+        files = [path]
+        if path.is_dir():
+            files = [file for file in sorted(path.iterdir()) if file.is_file()]
+        stamps = [stamp(file) for file in files]
+    except OSError:
         return None
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
-    stamps = [(str(file.resolve()), stamp(file)) for file in files if file.is_file()]
     text = repr((stamps, sorted(wishes.items()), _code(), _versions()))
     return f"model-{hashlib.sha256(text.encode()).hexdigest()}"
 
 
-def stamp(file: Path) -> tuple[int, int, int]:
+def stamp(file: Path) -> tuple[str, int, int, int]:
     """What changes when a file is written anew: cheap, where a digest would read everything."""
     found = file.stat()
-    return found.st_size, found.st_mtime_ns, found.st_ino
+    return str(file.resolve()), found.st_size, found.st_mtime_ns, found.st_ino
 
 
 def find(store: Store, key: str) -> Compiled | None:

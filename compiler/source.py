@@ -75,7 +75,4 @@ class SourceDigest:
 
 
 def _stamp(files: Sequence[Path]) -> str:
-    parts = []
-    for path in files:
-        parts.append((str(path.resolve()), *stamp(path)))
-    return hashlib.sha256(repr(parts).encode()).hexdigest()
+    return hashlib.sha256(repr([stamp(path) for path in files]).encode()).hexdigest()

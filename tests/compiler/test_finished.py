@@ -168,15 +168,26 @@ def test_a_missing_checkpoint_is_refused_by_the_compile(tmp_path: Path, store: S
     assert list((store.root / "notes").iterdir()) == []
 
 
-def test_another_text_to_calibrate_with_is_another_compile(
-    checkpoint: Path, tmp_path: Path
-) -> None:
+def test_another_text_to_calibrate_with_is_another_compile(checkpoint: Path) -> None:
     words = "the text"
 
     keys = {finished.key_of(checkpoint, {"text": text}) for text in (None, words, words + " ")}
 
     assert len(keys) == 3
+
+
+def test_what_cannot_be_read_has_no_key(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The compile is to say what is wrong."""
+
+    def refuse(_: Path) -> None:
+        raise PermissionError
+
+    assert finished.key_of(checkpoint, {}) is not None
     assert finished.key_of(tmp_path / "nothing", {}) is None
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    assert finished.key_of(checkpoint, {}) is None
 
 
 def test_every_unit_is_counted(checkpoint: Path, store: Store) -> None:

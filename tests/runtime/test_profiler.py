@@ -19,7 +19,7 @@ from edgeshard.runtime.providers import ProviderError
 from edgeshard.runtime.representative import make_representative
 from edgeshard.schemas import files
 from edgeshard.schemas.cluster import Device
-from edgeshard.schemas.common import Target
+from edgeshard.schemas.common import Precision, Target
 from edgeshard.schemas.profile import DeviceProfile, Profile
 from edgeshard.schemas.shard import ShardManifest
 from edgeshard.schemas.targets import CPU, CUDA
@@ -246,29 +246,21 @@ def test_without_a_cache_every_context_takes_the_same(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Specified provider")
-def test_a_provider_that_does_not_start_is_left_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("precision", "words"),
+    [("fp16", "does not start"), ("int4", "has no float32 kernels for ort")],
+)
+def test_a_provider_that_does_not_start_or_has_no_kernels_is_left_out(
+    precision: Precision, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = compiled("grouped", "fp16")
+    model = compiled("grouped", precision)
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: [CUDA, CPU])
 
     found, said = _measure(model, _store(model, tmp_path), ())
 
     assert found.providers == (CPU,)
     assert {unit.provider for unit in found.units} == {CPU}
-    assert any(line.startswith(f"nothing on {CUDA}: {CUDA} does not start") for line in said)
-
-
-def test_a_provider_without_kernels_for_the_type_is_left_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = compiled("grouped", "int4")
-    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: [CUDA, CPU])
-
-    found, said = _measure(model, _store(model, tmp_path), ())
-
-    assert found.providers == (CPU,)
-    assert any(line.startswith(f"nothing on {CUDA}: {CUDA} has no float32") for line in said)
+    assert any(line.startswith(f"nothing on {CUDA}: {CUDA} {words}") for line in said)
 
 
 @pytest.mark.filterwarnings("ignore:Specified provider")

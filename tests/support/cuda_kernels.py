@@ -40,7 +40,7 @@ def without_kernel(model: onnx.ModelProto, instead: Mapping[str, str] | None = N
         types[value.name] = names[value.type.tensor_type.elem_type]
     missing = set()
     for node in model.graph.node:
-        bound = _bound(node, types, opsets[node.domain])
+        bound = _bound(node, types, names, opsets[node.domain])
         inputs = {name for name in node.input if name}
         if inputs <= constants:
             constants.update(node.output)
@@ -51,20 +51,30 @@ def without_kernel(model: onnx.ModelProto, instead: Mapping[str, str] | None = N
     return missing
 
 
-def _bound(node: onnx.NodeProto, types: dict[str, str], opset: int) -> dict[str, str] | None:
+def _bound(
+    node: onnx.NodeProto, types: dict[str, str], names: dict[int, str], opset: int
+) -> dict[str, str] | None:
     """The row's variables, bound to the node's types; None where no row takes them."""
     version = opset if node.domain == "" else 1
     for row in KERNELS[node.domain].get(node.op_type, ()):
         if not row["from"] <= version <= (row["to"] or version):
             continue
-        bound: dict[str, str] = {}
-        for place, name in enumerate(node.input):
-            variable = row["inputs"][min(place, len(row["inputs"]) - 1)]
-            if name and bound.setdefault(variable, types[name]) != types[name]:
-                return None
-        if all(kind in row["types"][variable] for variable, kind in bound.items()):
+        to = _cast_to(node, names)
+        bound = {} if to is None else {row["outputs"][0]: to}
+        wanted = [
+            (row["inputs"][min(place, len(row["inputs"]) - 1)], types[name])
+            for place, name in enumerate(node.input)
+            if name
+        ]
+        is_one = all(bound.setdefault(variable, kind) == kind for variable, kind in wanted)
+        if is_one and all(kind in row["types"][variable] for variable, kind in bound.items()):
             return bound
     return None
+
+
+def _cast_to(node: onnx.NodeProto, names: dict[int, str]) -> str | None:
+    """The type that a `Cast` says; None of other operators."""
+    return next((names[one.i] for one in node.attribute if one.name == "to"), None)
 
 
 def _outputs(
@@ -75,7 +85,7 @@ def _outputs(
 ) -> Iterator[tuple[str, str]]:
     """Types of what a node gives: of its variables, or of its first input where there is no row."""
     rows = KERNELS[node.domain].get(node.op_type)
-    to = next((names[one.i] for one in node.attribute if one.name == "to"), None)
+    to = _cast_to(node, names)
     for place, name in enumerate(node.output):
         if not name:
             continue
