@@ -31,6 +31,7 @@ from pathlib import Path
 
 import gguf
 import numpy as np
+import psutil
 
 from edgeshard.compiler.checkpoint import Checkpoint, open_checkpoint
 from edgeshard.compiler.encoding import block_encoding, quantise
@@ -148,7 +149,7 @@ def memory_cgroup(limit_bytes: int) -> Iterator[Path]:
 
 @dataclass(frozen=True)
 class Finished:
-    """A command that ended well; the peak is the largest resident set of it and its children."""
+    """A command that ended well; the peak is of all its processes together, at one moment."""
 
     seconds: float
     cpu_seconds: float
@@ -163,13 +164,36 @@ def run(command: Sequence[str | Path], group: Path | None = None) -> Finished:
     line = ["sh", "-c", f'{join}exec "$@"', "sh", *map(str, command)]
     with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
         assert process.stdout is not None
-        text = process.stdout.read().decode(errors="replace")
+        with resident_peak(process.pid) as peak:
+            text = process.stdout.read().decode(errors="replace")
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"{' '.join(line)} ended with {process.returncode}\n{text[-2000:]}")
     seconds = time.perf_counter() - started
-    return Finished(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024, text)
+    most = max(peak[0], usage.ru_maxrss * 1024)  # of one process the system knows it exactly
+    return Finished(seconds, usage.ru_utime + usage.ru_stime, most, text)
+
+
+@contextmanager
+def resident_peak(pid: int) -> Iterator[list[int]]:
+    """Look at a process and its children ten times a second; what they share counts for each."""
+    peak, is_over = [0], threading.Event()
+
+    def look() -> None:
+        first = psutil.Process(pid)
+        while not is_over.wait(0.1):
+            with suppress(psutil.Error):
+                family = [first, *first.children(recursive=True)]
+                peak[0] = max(peak[0], sum(one.memory_info().rss for one in family))
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield peak
+    finally:
+        is_over.set()
+        thread.join()
 
 
 def compile_row(

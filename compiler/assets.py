@@ -2,46 +2,52 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import transformers
+import msgspec
 
-from edgeshard.artifacts.store import Store
 from edgeshard.compiler.checkpoint import Checkpoint
-from edgeshard.schemas.common import Blob
 from edgeshard.schemas.model import Generation
 
+if TYPE_CHECKING:
+    import transformers
 
-@dataclass(frozen=True)
-class TextAssets:
-    """Blobs and names that turn text into tokens on a device."""
 
-    tokenizer: Blob | None
-    chat_template: Blob | None
+class Text(msgspec.Struct, frozen=True, kw_only=True):
+    """What turns text into tokens on a device, and ends an answer.
+
+    Attributes:
+        tokenizer: as `tokenizer.json` has it.
+        remarks: what a person should know of the defaults.
+    """
+
+    tokenizer: str | None
+    chat_template: str | None
     special_tokens: dict[str, str]
     eos_token_ids: tuple[int, ...]
     generation: Generation
     remarks: tuple[str, ...]
 
 
-def write_text_assets(store: Store, checkpoint: Checkpoint) -> TextAssets:
-    """Store the tokenizer as `tokenizer.json` and the chat template as it is."""
+def read_text(checkpoint: Checkpoint) -> Text:
+    """Read the tokenizer and what belongs to it.
+
+    Raises:
+        InputError: one of the files cannot be used.
+    """
     tokenizer = checkpoint.tokenizer()
     generation, ends, remarks = checkpoint.generation()
-    eos = _eos_token_ids(checkpoint, tokenizer, ends)
-    if tokenizer is None:
-        return TextAssets(None, None, {}, eos, generation, remarks)
-    text = tokenizer.backend_tokenizer.to_str()
-    template = tokenizer.chat_template
     names = ("bos_token", "eos_token", "unk_token", "pad_token")
-    special = {name: str(getattr(tokenizer, name)) for name in names if getattr(tokenizer, name)}
-    return TextAssets(
-        store.put(text.encode(), ".json"),
-        store.put(template.encode(), ".jinja") if isinstance(template, str) else None,
-        special,
-        eos,
-        generation,
-        remarks,
+    template = getattr(tokenizer, "chat_template", None)
+    return Text(
+        tokenizer=None if tokenizer is None else tokenizer.backend_tokenizer.to_str(),
+        chat_template=template if isinstance(template, str) else None,
+        special_tokens={
+            name: str(getattr(tokenizer, name)) for name in names if getattr(tokenizer, name, None)
+        },
+        eos_token_ids=_eos_token_ids(checkpoint, tokenizer, ends),
+        generation=generation,
+        remarks=remarks,
     )
 
 

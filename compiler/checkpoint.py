@@ -8,16 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
-import transformers
 from numpy.typing import NDArray
 
 from edgeshard.compiler.families import FAMILIES
 from edgeshard.compiler.generation import Defaults
 from edgeshard.errors import InputError
 from edgeshard.schemas.common import CheckpointDigest
+
+if TYPE_CHECKING:
+    import transformers
 
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 PICKLED_REMEDY = (
@@ -34,7 +36,10 @@ class Checkpoint(Protocol):
         """The file format."""
 
     path: Path
-    config: transformers.PretrainedConfig
+
+    @property
+    def config(self) -> transformers.PretrainedConfig:
+        """Settings; the first look at them imports torch."""
 
     def files(self) -> list[Path]:
         """Every file that the model is made from."""
@@ -76,9 +81,9 @@ def open_checkpoint(path: Path) -> Checkpoint:
             refused (pickled weights).
     """
     from edgeshard.compiler.gguf_checkpoint import GgufCheckpoint
-    from edgeshard.compiler.hub import fetch, is_hub_id
     from edgeshard.compiler.safetensors_checkpoint import SafetensorsCheckpoint
 
+    path = locate(path)
     if path.is_dir():
         return SafetensorsCheckpoint(path)
     if path.suffix == ".gguf" and path.is_file():
@@ -87,10 +92,21 @@ def open_checkpoint(path: Path) -> Checkpoint:
         raise InputError(f"{path} is pickled, {PICKLED_REMEDY}")
     if path.suffix == ".safetensors" and path.is_file():
         raise InputError(f"{path} has no configuration beside it by itself; give its folder")
+    raise InputError(f"{path} is neither a Hugging Face folder nor a .gguf file")
+
+
+def locate(path: Path) -> Path:
+    """Where a checkpoint lies on this machine's disk: what a hub id stands for is fetched.
+
+    Raises:
+        InputError: there is nothing, or it cannot be fetched.
+    """
     if path.exists():
-        raise InputError(f"{path} is neither a Hugging Face folder nor a .gguf file")
+        return path
+    from edgeshard.compiler.hub import fetch, is_hub_id
+
     if is_hub_id(path):
-        return SafetensorsCheckpoint(fetch(path))
+        return fetch(path)
     raise InputError(f"no checkpoint at {path}; give a Hugging Face folder or a .gguf file")
 
 

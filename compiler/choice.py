@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from edgeshard.compiler.calibration import Calibration
@@ -26,9 +26,14 @@ class Wish:
     bits: float | None
     calibration: Calibration
 
+    @property
+    def is_quantised(self) -> bool:
+        """Whether weights are quantised here, and by the loops of `scale_search.py`."""
+        return self.precision in ("int8", "int4", "mixed") and self.target != "tensorrt"
+
 
 def choose_encodings(
-    checkpoint: Checkpoint, matrices: Sequence[str], wish: Wish, notice: Callable[[str], None]
+    checkpoint: Checkpoint, wish: Wish, notice: Callable[[str], None]
 ) -> dict[str, Encoding]:
     """Choose the encodings of all matrices.
 
@@ -40,6 +45,7 @@ def choose_encodings(
             f"--bits {wish.bits:g} is for --precision int4 or mixed, not {wish.precision}; leave "
             "it out"
         )
+    matrices = sorted(name for name in checkpoint.names() if len(checkpoint.shape(name)) == 2)
     stored = {weight: checkpoint.stored_type(weight) for weight in matrices}
     if wish.precision == "mixed":
         for kind in sorted(set(stored.values())):

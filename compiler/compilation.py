@@ -12,11 +12,11 @@ import numpy as np
 
 from edgeshard.artifacts.skip_norm import SkipNormPass
 from edgeshard.artifacts.store import Store
-from edgeshard.compiler.assets import write_text_assets
 from edgeshard.compiler.blob import Piece, WrittenBlob, write_blob
 from edgeshard.compiler.calibration import Calibration
-from edgeshard.compiler.checkpoint import Checkpoint, check_layers
+from edgeshard.compiler.checkpoint import Checkpoint
 from edgeshard.compiler.choice import Wish, choose_encodings
+from edgeshard.compiler.description import Describing
 from edgeshard.compiler.encoding import STORED
 from edgeshard.compiler.graph import Extent, GraphBuilder
 from edgeshard.compiler.join_products import join_products
@@ -33,15 +33,14 @@ from edgeshard.compiler.lowering import (
     precision_activations,
     table_blob,
 )
-from edgeshard.compiler.names import check_names, check_sizes
+from edgeshard.compiler.names import check_names
 from edgeshard.compiler.production import Production, default_jobs
 from edgeshard.compiler.progress import Progress
 from edgeshard.compiler.semantic import Model, Node, fold_scale
 from edgeshard.compiler.source import SourceDigest
-from edgeshard.compiler.trace import trace_model
-from edgeshard.compiler.weights import Product, Recipe
+from edgeshard.compiler.weights import Product, Recipe, compile_loops
 from edgeshard.errors import InputError
-from edgeshard.schemas.common import FloatType, Precision, Target, UnitKind
+from edgeshard.schemas.common import Blob, FloatType, Precision, Target, UnitKind
 from edgeshard.schemas.model import KvSpec, ModelManifest, Source, Unit
 
 LOWERINGS: dict[Target, type[Lowering]] = {
@@ -59,6 +58,7 @@ class Compilation:
         checkpoint: Checkpoint,
         store: Store,
         source: SourceDigest,
+        describing: Describing,
         precision: Precision | None,
         activations: FloatType | None,
         target: Target,
@@ -69,10 +69,10 @@ class Compilation:
         self.checkpoint = checkpoint
         self.store = store
         self.source = source
+        self.describing = describing
         self.target: Target = target
         self.context = context
         self.report = on_progress
-        self.config = checkpoint.config
         quantised = any(checkpoint.stored_type(weight) in STORED for weight in checkpoint.names())
         self.precision: Precision = precision or ("stored" if quantised else "fp32")
         self.activations = activations or precision_activations(self.precision)
@@ -105,20 +105,22 @@ class Compilation:
     def run(self, name: str | None, targets: tuple[Target, ...]) -> ModelManifest:
         """Everything but the publishing of the manifest."""
         self.report(Progress("tracing the model", 0, 1))
-        check_layers(self.checkpoint)
-        traced, tables = trace_model(self.config)
-        self.model, factors = fold_scale(traced)
-        self.tables = {kind: table.scaled(factors.get(kind, 1.0)) for kind, table in tables.items()}
-        self.num_blocks = len(self.model.blocks)
-        self.shape = _shape(self.model, len(next(iter(tables.values())).cos), self.context)
-        check_sizes(self.checkpoint, self.model)
-        matrices = check_names(self.checkpoint, self.model)
         wish = Wish(self.precision, self.target, self.bits, self.calibration)
-        self.encodings = choose_encodings(self.checkpoint, matrices, wish, self._notice)
+        if wish.is_quantised:
+            compile_loops(self.calibration)
+        self.encodings = choose_encodings(self.checkpoint, wish, self._notice)
+        described = self.describing.result(self.checkpoint)
+        self.model, factors = fold_scale(described.model)
+        self.tables = {
+            kind: table.scaled(factors.get(kind, 1.0)) for kind, table in described.tables.items()
+        }
+        self.num_blocks = len(self.model.blocks)
+        num_positions = len(next(iter(self.tables.values())).cos)
+        self.shape = _shape(self.model, num_positions, self.context)
+        check_names(self.checkpoint, self.model, is_tied=described.is_tied)
         self.model = join_products(self.model, self.encodings)
         self.lowering = LOWERINGS[self.target](self.shape, self.encodings, self.activations)
-        self.report(Progress("tokenizer", 0, 1))
-        text = write_text_assets(self.store, self.checkpoint)
+        text = described.text
         for remark in text.remarks:
             self._notice(remark)
         self.total = sum(
@@ -137,7 +139,7 @@ class Compilation:
         is_static = self.lowering.kv_layout == "copy"
         return ModelManifest(
             name=name or self._default_name(targets),
-            architecture=str(self.config.model_type),
+            architecture=described.architecture,
             target=self.target,
             precision=self.precision,
             opset=self.lowering.opset,
@@ -154,8 +156,8 @@ class Compilation:
                 max_step=min(MAX_STEP, self.shape.static_context) if is_static else None,
             ),
             units=tuple(units),
-            tokenizer=text.tokenizer,
-            chat_template=text.chat_template,
+            tokenizer=self._put(text.tokenizer, ".json"),
+            chat_template=self._put(text.chat_template, ".jinja"),
             special_tokens=text.special_tokens,
             eos_token_ids=text.eos_token_ids,
             source=Source(kind=self.checkpoint.kind, digest=self.source.result()),
@@ -176,6 +178,9 @@ class Compilation:
     def _notice(self, text: str) -> None:
         if text not in self.notices:
             self.notices.append(text)
+
+    def _put(self, text: str | None, suffix: str) -> Blob | None:
+        return None if text is None else self.store.put(text.encode(), suffix)
 
     def _count(self, unit: str, num_values: int) -> None:
         self.done += num_values

@@ -1,7 +1,8 @@
 """Checkpoint to compiled model, for one target or several.
 
-    open → digest of the files, in a thread ─────────────┐
-         └ for each target: compilation.py, units and all ┴→ manifest
+    path ┬ description of the model, in a process ────────────┐
+         └ open ┬ digest of the files, in a thread ───────────│───────┐
+                └ for each target: compilation.py, loops ─────┴ units ┴→ manifest
 
 The manifest is published last: what an interrupted compile leaves behind is unnamed blobs, which
 the next one takes over. For several targets all of it but the reading is done for each, over the
@@ -10,14 +11,16 @@ same blobs where their weights lie the same way.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
 
 from edgeshard.artifacts.store import Store
 from edgeshard.compiler.calibration import Calibration
-from edgeshard.compiler.checkpoint import open_checkpoint
+from edgeshard.compiler.checkpoint import Checkpoint, locate, open_checkpoint
+from edgeshard.compiler.description import Describing
 from edgeshard.compiler.finished import Compiled
 from edgeshard.compiler.progress import Progress
 from edgeshard.compiler.source import SourceDigest
@@ -63,15 +66,23 @@ def compile_model(
         ArtifactError: the store cannot be written.
     """
     on_progress(Progress("reading the checkpoint", 0, 1))
-    checkpoint = open_checkpoint(path)
+    path = locate(path)
     targets = tuple(dict.fromkeys((target, *variants)))
-    with SourceDigest(store, checkpoint) as source:
-        # Imported only now: torch takes seconds to import, in which the digest gets on.
+    with Describing(path) as describing, _opened(path, store) as (checkpoint, source):
+        # Imported only now: numba and onnx take their time, in which the others get on.
         from edgeshard.compiler.compilation import Compilation
 
         found = [
             Compilation(
-                checkpoint, store, source, precision, activations, one, context, on_progress
+                checkpoint,
+                store,
+                source,
+                describing,
+                precision,
+                activations,
+                one,
+                context,
+                on_progress,
             )
             for one in targets
         ]
@@ -82,6 +93,14 @@ def compile_model(
     manifest = msgspec.structs.replace(first, variants=tuple(_variant(other) for other in others))
     notices = dict.fromkeys(notice for compilation in found for notice in compilation.notices)
     return Compiled(manifest, store.put_model(manifest), tuple(notices), found[0].num_reused)
+
+
+@contextmanager
+def _opened(path: Path, store: Store) -> Iterator[tuple[Checkpoint, SourceDigest]]:
+    """A checkpoint, and its digest, which is being taken."""
+    checkpoint = open_checkpoint(path)
+    with SourceDigest(store, checkpoint) as source:
+        yield checkpoint, source
 
 
 def _variant(manifest: ModelManifest) -> Variant:

@@ -35,6 +35,7 @@ from numpy.typing import NDArray
 from edgeshard.compiler.error_feedback import follow
 from edgeshard.compiler.kernels import pack_nibbles
 from edgeshard.compiler.scale_search import (
+    LANES,
     MAX_SCALE,
     SYMMETRIC_REACH,
     WIDTHS,
@@ -148,11 +149,14 @@ def quantise(
     shape = (rows, columns // encoding.block)
     values = np.ascontiguousarray(weight, np.float32).reshape(-1)
     with_zeros = encoding.kind == "zero_blocks"
-    wanted, zeros = np.empty(shape, np.float32), np.empty(shape, np.uint8)
     top = 2.0**encoding.bits - 1
+    num_blocks = math.prod(shape)
+    more = -num_blocks % LANES
+    padded = np.pad(values, (0, more * encoding.block)) if more else values
+    flat = np.empty(num_blocks + more, np.float32), np.empty(num_blocks + more, np.uint8)
     grids = WIDTHS if with_zeros else SYMMETRIC_REACH[encoding.bits]
-    flat = wanted.reshape(-1), zeros.reshape(-1)
-    find_scales(values, importance, encoding.block, top, grids, with_zeros, *flat)
+    find_scales(padded, importance, encoding.block, top, grids, with_zeros, *flat)
+    wanted, zeros = (found[:num_blocks].reshape(shape) for found in flat)
     steps = np.abs(wanted).max(1, keepdims=True) / np.float32(MAX_SCALE)
     scales, codes = np.empty(shape, np.int8), np.empty((rows, columns), np.uint8)
     encode_blocks(
@@ -161,7 +165,8 @@ def quantise(
         shape[1],
         top,
         steps.reshape(-1),
-        *flat,
+        wanted.reshape(-1),
+        zeros.reshape(-1),
         scales.reshape(-1),
         codes.reshape(-1),
     )

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import gguf
 import numpy as np
-import transformers
 from numpy.typing import NDArray
 
 from edgeshard.compiler.checkpoint import check_architecture
@@ -20,12 +20,15 @@ from edgeshard.compiler.gguf_families import (
     LONG,
     SHORT,
     GgufFamily,
+    Settings,
     settings,
     tensor_names,
 )
-from edgeshard.compiler.gguf_tokenizer import gguf_tokenizer
 from edgeshard.compiler.stored import hash_file, ignore, read_rows, widen
 from edgeshard.errors import InputError
+
+if TYPE_CHECKING:
+    import transformers
 
 _TOKENS = {"bos": "bos_token_id", "padding": "pad_token_id"}
 _ENDS = ("eos", "eot", "eom")  # of the text, of a turn, of a message
@@ -53,9 +56,8 @@ class GgufCheckpoint:
                 f"{path} is truncated: {path.stat().st_size} bytes of {end}; fetch it again"
             )
         self._family = self._known_family()
-        self.config: transformers.PretrainedConfig = self._configuration()
-        check_architecture(self.config.model_type, self.config)
-        names = tensor_names(self.architecture, self.config.num_hidden_layers)
+        self._settings = self._read_settings()
+        names = tensor_names(self.architecture, self._settings["num_hidden_layers"])
         self._tensors = {
             self._translate(t.name, names): t
             for t in self._reader.tensors
@@ -72,7 +74,7 @@ class GgufCheckpoint:
             )
         return GGUF_FAMILIES[self.architecture]
 
-    def _configuration(self) -> transformers.PretrainedConfig:
+    def _read_settings(self) -> Settings:
         prefix = f"{self.architecture}."
         fields = [name for name in self._reader.fields if name.startswith(prefix)]
         metadata = {name.removeprefix(prefix): self._value(name) for name in fields}
@@ -99,11 +101,24 @@ class GgufCheckpoint:
         found |= {name: ids.get(token) for token, name in _TOKENS.items()}
         ends = list(dict.fromkeys(ids[name] for name in _ENDS if name in ids))
         found["eos_token_id"] = ends if len(ends) > 1 else next(iter(ends), None)
+        return found
+
+    @cached_property
+    def config(self) -> transformers.PretrainedConfig:
+        """See `Checkpoint.config`.
+
+        Raises:
+            InputError: transformers does not take it, or the architecture is not supported.
+        """
+        import transformers
+
         try:
-            return transformers.AutoConfig.for_model(self._family.model_type, **found)
+            config = transformers.AutoConfig.for_model(self._family.model_type, **self._settings)
         except Exception as error:  # whatever transformers' own checks raise
             line = " ".join(str(error).split())[:200]
             raise InputError(f"{self.path} makes no configuration: {line}") from error
+        check_architecture(config.model_type, config)
+        return config
 
     def _value(self, name: str) -> Any:
         field = self._reader.fields.get(name)
@@ -168,9 +183,9 @@ class GgufCheckpoint:
         if not self._family.permuted:
             return None
         if name.endswith(("q_proj.weight", "q_proj.bias")):
-            return int(self.config.num_attention_heads)
+            return int(self._settings["num_attention_heads"])
         if name.endswith(("k_proj.weight", "k_proj.bias")):
-            return int(self.config.num_key_value_heads)
+            return int(self._settings["num_key_value_heads"])
         return None
 
     def generation(self) -> Defaults:
@@ -185,10 +200,14 @@ class GgufCheckpoint:
         if "tokenizer.ggml.model" not in fields:
             return None
         said = {name: fields[name].contents() for name in fields if name.startswith("tokenizer.")}
-        num_tokens = len(said.get("tokenizer.ggml.tokens") or ())
-        if num_tokens > self.config.vocab_size:
+        num_tokens, rows = (
+            len(said.get("tokenizer.ggml.tokens") or ()),
+            self._settings["vocab_size"],
+        )
+        if num_tokens > rows:
             raise InputError(
-                f"{self.path} has {num_tokens} tokens and embeds {self.config.vocab_size}; "
-                "fetch it again"
+                f"{self.path} has {num_tokens} tokens and embeds {rows}; fetch it again"
             )
+        from edgeshard.compiler.gguf_tokenizer import gguf_tokenizer
+
         return gguf_tokenizer(self.path, self.architecture, said)

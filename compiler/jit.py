@@ -27,6 +27,11 @@ def _use_widest_vectors() -> None:
 
 
 _use_widest_vectors()
+# On x86 since 2012; without the instruction LLVM would call a function that numba does not have.
+WIDENS_HALVES = "+f16c" in (config.CPU_FEATURES or "") or platform.machine().lower() in (
+    "arm64",
+    "aarch64",
+)
 
 
 def compiled(function: F) -> F:

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeshard.compiler.jit import compiled
+from edgeshard.compiler.vectors import widen_sixteen
 
 _HALF_EXPONENT = np.uint32(0x7C00)
 _EXPONENT = np.uint32(0x7F800000)
@@ -34,6 +35,13 @@ def widen_halves(halves: NDArray[np.uint16], floats: NDArray[np.float32]) -> Non
             words[i] = np.uint32(word | infinite)
         for i in range(target.size):
             target[i] *= np.float32(2.0**112)  # what the exponents are apart
+
+
+@compiled
+def convert_halves(halves: NDArray[np.uint16], floats: NDArray[np.float32]) -> None:
+    """The same for a multiple of 16 values, by a processor that has an instruction for it."""
+    for start in range(0, halves.size, 16):
+        widen_sixteen(halves, start, floats, start)
 
 
 @compiled

@@ -22,8 +22,7 @@ from onnx import TensorProto
 
 from edgeshard.compiler.encoding import FLOAT, Encoding
 from edgeshard.compiler.graph import GraphBuilder
-from edgeshard.compiler.rotary import SHARED
-from edgeshard.compiler.semantic import Node
+from edgeshard.compiler.semantic import SHARED, Node
 from edgeshard.errors import InputError
 from edgeshard.schemas.common import FloatType, Precision, Target
 

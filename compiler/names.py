@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from optimum.utils import NormalizedConfigManager
-
 from edgeshard.compiler.checkpoint import Checkpoint
 from edgeshard.compiler.lowering import EMBEDDING, HEAD
 from edgeshard.compiler.semantic import Model, Node
@@ -16,11 +14,13 @@ _DERIVED = ("rotary_emb.inv_freq",)
 Shapes = dict[str, tuple[int, ...]]
 
 
-def check_names(checkpoint: Checkpoint, model: Model) -> list[str]:
+def check_names(checkpoint: Checkpoint, model: Model, *, is_tied: bool) -> None:
     """Compare a checkpoint's tensors with those that the traced model reads.
 
-    Returns:
-        Names of the matrices.
+    Args:
+        checkpoint: whose tensors.
+        model: as traced.
+        is_tied: the head may read the embedding's weights.
 
     Raises:
         InputError: a tensor is missing, unknown or of another shape.
@@ -28,7 +28,7 @@ def check_names(checkpoint: Checkpoint, model: Model) -> list[str]:
     expected = dict(_expected(model))
     found = checkpoint.names()
     if HEAD not in found:
-        if not checkpoint.config.tie_word_embeddings:
+        if not is_tied:
             raise InputError(f"{checkpoint.path} has no {HEAD} and is not tied")
         del expected[HEAD]
     missing, extra = sorted(set(expected) - found), sorted(found - set(expected))
@@ -42,31 +42,6 @@ def check_names(checkpoint: Checkpoint, model: Model) -> list[str]:
                 f"tensor {weight} of {checkpoint.path} is {checkpoint.shape(weight)}, "
                 f"its configuration says {shape}"
             )
-    return [weight for weight, shape in expected.items() if len(shape) == 2]
-
-
-def check_sizes(checkpoint: Checkpoint, model: Model) -> None:
-    """Compare the traced sizes with the configuration's, for families whose names optimum knows.
-
-    Raises:
-        InputError: the model's code made another size than its configuration says.
-    """
-    try:
-        known = NormalizedConfigManager.get_normalized_config_class(checkpoint.config.model_type)
-    except KeyError:
-        return
-    sizes = known(checkpoint.config)
-    nodes = [node for part in (model.embedding, *model.kinds) for node in part]
-    table = next(node for node in nodes if node.operator == "Embedding")
-    traced = {
-        "num_layers": {len(model.blocks)},
-        "vocab_size": {table.integer("rows")},
-        "hidden_size": {table.integer("columns")},
-        "num_attention_heads": {n.integer("num_heads") for n in nodes if n.operator == "Attention"},
-    }
-    for name, found in traced.items():
-        if found != {int(getattr(sizes, name))}:
-            raise InputError(f"{name} is {getattr(sizes, name)} in the configuration, not {found}")
 
 
 def _expected(model: Model) -> Iterator[tuple[str, tuple[int, ...]]]:

@@ -20,7 +20,16 @@ import numpy as np
 
 from edgeshard.artifacts.store import Store
 from edgeshard.compiler import blob as blob_module
-from edgeshard.compiler import encoding, error_feedback, jit, kernels, scale_search, stored, weights
+from edgeshard.compiler import (
+    encoding,
+    error_feedback,
+    jit,
+    kernels,
+    scale_search,
+    stored,
+    vectors,
+    weights,
+)
 from edgeshard.compiler.blob import WrittenBlob, blob_bytes, write_blob
 from edgeshard.compiler.checkpoint import Checkpoint
 from edgeshard.compiler.graph import Extent
@@ -31,7 +40,10 @@ from edgeshard.schemas.note import TensorPlace, WeightsNote
 
 MAX_JOBS = 8
 # Whatever decides which bytes come out of which weights.
-_CODE = (blob_module, encoding, error_feedback, jit, kernels, scale_search, stored, weights)
+_CODE = (
+    *(blob_module, encoding, error_feedback, jit, kernels, scale_search, stored, vectors),
+    weights,
+)
 
 
 def default_jobs() -> int:

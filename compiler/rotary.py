@@ -7,32 +7,18 @@ cache.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
-from numpy.typing import NDArray
 
+from edgeshard.compiler.semantic import SHARED, Tables
 from edgeshard.errors import InputError
 
 # Of these, `dynamic` changes beyond max_position_embeddings, where no table reaches, and
 # `longrope` beyond original_max_position_embeddings.
 SCALINGS = ("default", "linear", "dynamic", "llama3", "yarn", "longrope", "proportional")
-SHARED = "default"
-
-
-@dataclass(frozen=True)
-class Tables:
-    """Cosines and sines `[positions, rotary_dim / 2]` of one kind of block."""
-
-    cos: NDArray[np.float32]
-    sin: NDArray[np.float32]
-
-    def scaled(self, factor: float) -> Tables:
-        """The tables times a factor; see `fold_scale`."""
-        return Tables(self.cos * np.float32(factor), self.sin * np.float32(factor))
 
 
 def rotary_tables(module: Any, config: transformers.PretrainedConfig) -> dict[str, Tables]:

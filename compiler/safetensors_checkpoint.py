@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import tokenizers
-import transformers
 from blake3 import blake3
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
@@ -20,6 +20,9 @@ from edgeshard.compiler.generation import Defaults, read_generation
 from edgeshard.compiler.sentencepiece_model import read_model
 from edgeshard.compiler.stored import VALUE_BYTES, hash_file, ignore, read_rows, widen
 from edgeshard.errors import InputError
+
+if TYPE_CHECKING:
+    import transformers
 
 _TYPES = {"F32", "F16", "BF16"}
 
@@ -40,20 +43,12 @@ class SafetensorsCheckpoint:
         plain = self._json("config.json")
         check_architecture(str(plain.get("model_type")), None)
         _check_plain(path, plain)
-        try:
-            self.config: transformers.PretrainedConfig = transformers.AutoConfig.from_pretrained(
-                path
-            )
-        except Exception as error:  # whatever transformers' own checks raise
-            line = " ".join(str(error).split())[:200]
-            raise InputError(f"{path}/config.json makes no configuration: {line}") from error
-        check_architecture(self.config.model_type, self.config)
         self._files: dict[str, Path] = {}
         self._offsets: dict[str, int] = {}
         self._open_files: dict[Path, Any] = {}
         for file in self._weight_files():
             try:
-                handle: Any = safe_open(file, framework="pt")
+                handle: Any = safe_open(file, framework="numpy")
             except (SafetensorError, OSError) as error:
                 raise InputError(f"{file} is not whole: {error}; fetch it again") from error
             self._open_files[file] = handle
@@ -64,6 +59,23 @@ class SafetensorsCheckpoint:
                 self._files[tensor] = file
             self._offsets.update(_offsets(file))
         self._check_index()
+
+    @cached_property
+    def config(self) -> transformers.PretrainedConfig:
+        """See `Checkpoint.config`.
+
+        Raises:
+            InputError: transformers does not take it, or the architecture is not supported.
+        """
+        import transformers
+
+        try:
+            config = transformers.AutoConfig.from_pretrained(self.path)
+        except Exception as error:  # whatever transformers' own checks raise
+            line = " ".join(str(error).split())[:200]
+            raise InputError(f"{self.path}/config.json makes no configuration: {line}") from error
+        check_architecture(config.model_type, config)
+        return config
 
     def _check_index(self) -> None:
         """Refuse an index that names other places than the files have."""
@@ -173,6 +185,8 @@ class SafetensorsCheckpoint:
 
     def tokenizer(self) -> transformers.PreTrainedTokenizerBase | None:
         """See `Checkpoint.tokenizer`."""
+        import transformers
+
         written, model = self.path / "tokenizer.json", self.path / "tokenizer.model"
         try:
             if written.exists():
@@ -187,6 +201,8 @@ class SafetensorsCheckpoint:
 
     def _from_sentencepiece(self, model: Path) -> transformers.PreTrainedTokenizerBase:
         """Text from SentencePiece's file; special tokens and template from the files beside it."""
+        import transformers
+
         beside = self.path / "tokenizer_config.json"
         said = self._json(beside.name) if beside.exists() else {}
         # What is unsaid is as transformers' tokenizer of Llama has it.
@@ -208,6 +224,8 @@ def as_written(
     transformers 5 makes the pipeline of some classes anew from the vocabulary, and Llama's drops a
     leading space. Special tokens, what surrounds a text and the template stay as it has them.
     """
+    import transformers
+
     made, said = (json.loads(t.to_str()) for t in (found.backend_tokenizer, written))
     pipeline = {part: said[part] for part in ("normalizer", "pre_tokenizer", "model", "decoder")}
     if pipeline.items() <= made.items():

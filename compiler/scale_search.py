@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeshard.compiler.jit import compiled
+from edgeshard.compiler.vectors import TILE, fma, transpose_tile
 
 Floats = NDArray[np.float32]
 
@@ -33,6 +34,7 @@ SYMMETRIC_REACH = {
 # Width of the asymmetric grid over the width of the block's values.
 WIDTHS = np.linspace(0.76, 1.04, 8, dtype=np.float32)
 _TINY = np.float32(1e-30)  # smaller blocks are zero: their scales cannot be inverted
+_WHOLE = np.float32(1.5 * 2**23)  # floats around it are whole numbers: what is added gets rounded
 
 
 @compiled
@@ -49,7 +51,7 @@ def find_scales(
     """The best scale of every block, and its zero point.
 
     Args:
-        values: flat rows.
+        values: flat rows; a multiple of `LANES` blocks.
         importance: of each column; without it all count alike, in a loop of its own.
         block: values with one scale; 16, 32 or 64.
         top: highest code.
@@ -59,21 +61,23 @@ def find_scales(
         zeros: receives zero points.
     """
     x = np.empty((block, LANES), np.float32)
+    flat = x.reshape(-1)
     w = np.ones((block, LANES), np.float32)
     unit, high, low, inverse, zero = np.empty((5, LANES), np.float32)
     fit, size, best, scale, kept = np.empty((5, LANES), np.float32)
     bottom, above = np.empty((2, LANES), np.float32)
     middle, last = np.float32((top + 1) / 2), np.float32(top)
-    for group in range(-(-scales.size // LANES)):
-        for lane in range(LANES):
-            at = min(group * LANES + lane, scales.size - 1) * block
-            source = values[at : at + block]
-            for i in range(block):
-                x[i, lane] = source[i]
-            if importance is not None:
-                weight = importance[at % importance.size : at % importance.size + block]
+    for first in range(0, scales.size, LANES):
+        for i in range(0, block, TILE):
+            for lane in range(0, LANES, TILE):
+                start = (first + lane) * block + i
+                transpose_tile(values, start, block, flat, i * LANES + lane, LANES)
+        if importance is not None:
+            for lane in range(LANES):
+                at = (first + lane) * block % importance.size
                 for i in range(block):
-                    w[i, lane] = weight[i]
+                    w[i, lane] = importance[at + i]
+        for lane in range(LANES):
             high[lane], low[lane] = 0, 0
             best[lane], scale[lane], kept[lane] = 0, 0, middle
         for i in range(0, block, 4):
@@ -108,17 +112,19 @@ def find_scales(
                 if width == 0:
                     inverse[lane], zero[lane] = 0, middle
                 fit[lane], size[lane] = 0, 0
-                bottom[lane], above[lane] = -zero[lane], last - zero[lane]
-            for i in range(0, block, 4):
+                bottom[lane] = _WHOLE - zero[lane]
+                above[lane] = _WHOLE + (last - zero[lane])
+            for i in range(0, block, 8):
                 for lane in range(LANES):
                     products, squares = np.float32(0), np.float32(0)
-                    for j in range(4):
-                        code = np.rint(x[i + j, lane] * inverse[lane])
-                        code = code if code > bottom[lane] else bottom[lane]
-                        code = code if code < above[lane] else above[lane]
+                    for j in range(8):
+                        rounded = fma(x[i + j, lane], inverse[lane], _WHOLE)
+                        rounded = rounded if rounded > bottom[lane] else bottom[lane]
+                        rounded = rounded if rounded < above[lane] else above[lane]
+                        code = rounded - _WHOLE
                         weighted = code if importance is None else w[i + j, lane] * code
-                        products += weighted * x[i + j, lane]
-                        squares += weighted * code
+                        products = fma(weighted, x[i + j, lane], products)
+                        squares = fma(weighted, code, squares)
                     fit[lane] += products
                     size[lane] += squares
             for lane in range(LANES):
@@ -126,9 +132,9 @@ def find_scales(
                     best[lane] = fit[lane] * fit[lane] / size[lane]
                     scale[lane] = fit[lane] / size[lane] * unit[lane]
                     kept[lane] = zero[lane]
-        for lane in range(min(LANES, scales.size - group * LANES)):
-            scales[group * LANES + lane] = scale[lane]
-            zeros[group * LANES + lane] = np.uint8(np.int32(kept[lane]))
+        for lane in range(LANES):
+            scales[first + lane] = scale[lane]
+            zeros[first + lane] = np.uint8(np.int32(kept[lane]))
 
 
 @compiled

@@ -22,9 +22,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+from numpy.typing import NDArray
+
 from edgeshard.errors import InputError
 
-Value = str | int | float | tuple[int, ...] | tuple[str, ...]
+Value = str | int | float | tuple[int | str, ...]
+SHARED = "default"  # name of the rotary tables where all blocks share one
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,18 @@ class Node:
         value = self.attributes[name]
         assert isinstance(value, tuple)
         return tuple(str(item) for item in value)
+
+
+@dataclass(frozen=True)
+class Tables:
+    """Cosines and sines `[positions, rotary_dim / 2]` of one kind of block."""
+
+    cos: NDArray[np.float32]
+    sin: NDArray[np.float32]
+
+    def scaled(self, factor: float) -> Tables:
+        """The tables times a factor; see `fold_scale`."""
+        return Tables(self.cos * np.float32(factor), self.sin * np.float32(factor))
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeshard.compiler.kernels import all_finite, widen_halves
+from edgeshard.compiler.jit import WIDENS_HALVES
+from edgeshard.compiler.kernels import all_finite, convert_halves, widen_halves
 from edgeshard.errors import InputError
 
 Rows = NDArray[np.uint8]
@@ -23,7 +24,7 @@ Floats = NDArray[np.float32]
 # Small enough to stay in a core's cache on its way through the quantiser.
 PIECE_BYTES = 2**20
 # Large: whoever hashes beside Python code waits for the interpreter's lock at every piece.
-DIGEST_BYTES = 2**25
+DIGEST_BYTES = 2**23
 VALUE_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 
 
@@ -100,6 +101,8 @@ def widen(rows: Rows, stored_type: str) -> Floats:
     floats = np.empty(halves.shape, np.float32)
     if stored_type == "BF16":
         np.left_shift(halves, 16, out=floats.view(np.uint32), dtype=np.uint32)
+    elif WIDENS_HALVES and halves.size % 16 == 0:
+        convert_halves(halves.reshape(-1), floats.reshape(-1))
     else:
         widen_halves(halves.reshape(-1), floats.reshape(-1))
     return floats

@@ -38,8 +38,8 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from edgeshard.compiler.module_check import check_rotary, norm_kind
-from edgeshard.compiler.rotary import Tables, rotary_tables
-from edgeshard.compiler.semantic import Model
+from edgeshard.compiler.rotary import rotary_tables
+from edgeshard.compiler.semantic import Model, Tables
 from edgeshard.compiler.trace_modules import (
     LinearNode,
     Masks,

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from edgeshard.compiler.rotary import SHARED, Tables
+from edgeshard.compiler.semantic import SHARED, Tables
 from edgeshard.compiler.trace_nodes import DOMAIN, SEQUENCE
 from edgeshard.errors import InputError
 

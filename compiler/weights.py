@@ -16,7 +16,16 @@ import numpy as np
 from edgeshard.compiler.blob import Layout, Piece
 from edgeshard.compiler.calibration import Calibration
 from edgeshard.compiler.checkpoint import Checkpoint
-from edgeshard.compiler.encoding import STORED, Array, Encoding, Floats, import_gguf, quantise
+from edgeshard.compiler.encoding import (
+    GGUF_BLOCK,
+    STORED,
+    Array,
+    Encoding,
+    Floats,
+    block_encoding,
+    import_gguf,
+    quantise,
+)
 from edgeshard.compiler.lowering import FLOATS, joined_name
 from edgeshard.compiler.stored import is_finite, widen
 from edgeshard.errors import InputError
@@ -94,6 +103,20 @@ def pieces(
     layout = layout_of(recipe, checkpoint)
     for piece in _float32_pieces(recipe, checkpoint, on_values):
         yield _cast(piece, layout[piece.tensor][0], checkpoint)
+
+
+def compile_loops(calibration: Calibration) -> None:
+    """Have numba compile what quantises weights, before there are any: it takes seconds.
+
+    Args:
+        calibration: says whether columns count differently, which is another loop.
+    """
+    encoding = block_encoding(4, GGUF_BLOCK)
+    values = widen(np.zeros((1, 2 * GGUF_BLOCK), np.uint8), "F16")
+    is_finite(values)
+    quantise(values, encoding)
+    if calibration.importance:
+        quantise(values, encoding, np.ones(GGUF_BLOCK, np.float32))
 
 
 def _float32_pieces(

@@ -29,6 +29,7 @@ ALLOWED = {
             "blake3",
             "gguf",
             "huggingface_hub",
+            "llvmlite",
             "ml_dtypes",
             "msgspec",
             "numba",

@@ -112,7 +112,7 @@ def test_a_bad_default_is_refused_before_the_weights_are_read(tmp_path: Path) ->
     with pytest.raises(InputError, match="top_p is 7"):
         compile_model(folder, Store(tmp_path / "s"), on_progress=lambda p: steps.append(p.step))
     assert "embedding" not in steps
-    assert steps[-1] == "tokenizer"
+    assert steps[-1] == "tracing the model"
 
 
 def test_a_manifest_of_before_has_no_defaults(tmp_path: Path) -> None:

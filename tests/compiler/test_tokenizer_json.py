@@ -21,8 +21,7 @@ from tokenizers import (
     trainers,
 )
 
-from edgeshard.artifacts.store import Store
-from edgeshard.compiler.assets import write_text_assets
+from edgeshard.compiler.assets import read_text
 from edgeshard.compiler.checkpoint import open_checkpoint
 from edgeshard.runtime.text import Answer, TextModel
 from support.tiny_llama import save
@@ -91,10 +90,9 @@ def _device(folder: Path, tokenizer: Tokenizer, store: Path, **said: object) -> 
     tokenizer.save(str(folder / "tokenizer.json"))
     special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
     (folder / "tokenizer_config.json").write_text(json.dumps(special | said), "utf-8")
-    target = Store(store)
-    assets = write_text_assets(target, open_checkpoint(folder))
-    assert assets.tokenizer is not None
-    return TextModel(target.read(assets.tokenizer), None, assets.special_tokens)
+    text = read_text(open_checkpoint(folder))
+    assert text.tokenizer is not None
+    return TextModel(text.tokenizer.encode(), None, text.special_tokens)
 
 
 @pytest.mark.parametrize("name", PIPELINES)
