@@ -142,8 +142,8 @@ def run_chain(
     model, blob = store.model(name)
     sizes = {b.digest: b.size_bytes for unit in model.units for b in unit.weights}
     kv = model.num_blocks * model.kv.bytes_per_token() * context
-    # A twentieth more than an equal share: no fewer stages can hold the model.
-    planned = int(1.05 * (sum(sizes.values()) + kv) / num_stages) + BASELINE_BYTES
+    # A tenth more than an equal share, since blocks differ: no fewer stages can hold the model.
+    planned = int(1.1 * (sum(sizes.values()) + kv) / num_stages) + BASELINE_BYTES
     with LocalCluster(folder, num_stages, memory_mib=limit_mib) as local:
         for device in local.names:
             share(store, model, local.store_path(device))
