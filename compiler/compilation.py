@@ -128,14 +128,13 @@ class Compilation:
         )
         recipes = self._recipes()
         production = Production(self.store, self.checkpoint, self.source, self.jobs, self._count)
-        blobs = production.run(recipes)
+        made = production.run(recipes)
+        self.shared = self._shared_blobs()
+        units = []
+        for place, (recipe, blob) in enumerate(made):
+            self.shared[recipe.unit] = blob
+            units.append(self._unit_at(place, recipe))
         self.num_reused = production.num_reused
-        self.shared = self._shared_blobs() | blobs
-        units = [
-            self._embedding(recipes[0]),
-            *(self._block(index, recipe) for index, recipe in enumerate(recipes[1:-1])),
-            self._head(recipes[-1]),
-        ]
         is_static = self.lowering.kv_layout == "copy"
         return ModelManifest(
             name=name or self._default_name(targets),
@@ -251,6 +250,13 @@ class Compilation:
                 plus_one += vectors[-1] if node.integer("plus_one") else ()
         how = self.activations, self.calibration, tuple(plus_one)
         return Recipe(unit, prefix, tuple(products), tuple(vectors), *how)
+
+    def _unit_at(self, place: int, recipe: Recipe) -> Unit:
+        if place == 0:
+            return self._embedding(recipe)
+        if place <= self.num_blocks:
+            return self._block(place - 1, recipe)
+        return self._head(recipe)
 
     def _embedding(self, recipe: Recipe) -> Unit:
         return self._unit("embedding", self.lowering.embedding(self.model.embedding), recipe)

@@ -11,7 +11,7 @@ import hashlib
 import os
 import shutil
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -79,24 +79,27 @@ class Production:
         self._source = source
         self.num_reused = 0
 
-    def run(self, recipes: Sequence[Recipe]) -> dict[str, WrittenBlob]:
-        """Make every recipe's blob.
+    def run(self, recipes: Sequence[Recipe]) -> Iterator[tuple[Recipe, WrittenBlob]]:
+        """Make every recipe's blob; they come in the order of the recipes, while others are made.
 
         Raises:
             InputError: a tensor cannot be used, or a file was changed meanwhile.
-            ArtifactError: the store cannot take the blobs.
+            ArtifactError: the store cannot take the blobs; said before there is a first one.
         """
         self._store.sweep()
         self._check_room(recipes)
+        return self._made(recipes)
+
+    def _made(self, recipes: Sequence[Recipe]) -> Iterator[tuple[Recipe, WrittenBlob]]:
         # One more thread than jobs: one may wait for the disk where the others need the processor.
         pool = ThreadPoolExecutor(self._jobs + 1, thread_name_prefix="compile")
         try:
-            made = {recipe.unit: pool.submit(self._make, recipe) for recipe in recipes}
-            blobs = {unit: future.result() for unit, future in made.items()}
+            made = [pool.submit(self._make, recipe) for recipe in recipes]
+            for recipe, future in zip(recipes, made, strict=True):
+                yield recipe, future.result()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
         self._source.check_unchanged()
-        return blobs
 
     def _make(self, recipe: Recipe) -> WrittenBlob:
         # Asked again here: another compile into this store may have made it by now.
