@@ -181,9 +181,9 @@ def resident_peak(pid: int) -> Iterator[list[int]]:
     peak, is_over = [0], threading.Event()
 
     def look() -> None:
-        first = psutil.Process(pid)
         while not is_over.wait(0.1):
             with suppress(psutil.Error):
+                first = psutil.Process(pid)
                 family = [first, *first.children(recursive=True)]
                 peak[0] = max(peak[0], sum(one.memory_info().rss for one in family))
 

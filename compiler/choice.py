@@ -35,7 +35,7 @@ class Wish:
 def choose_encodings(
     checkpoint: Checkpoint, wish: Wish, notice: Callable[[str], None]
 ) -> dict[str, Encoding]:
-    """Choose the encodings of all matrices.
+    """Choose the encodings of all matrices; whether a model has use for them is seen later.
 
     Raises:
         InputError: `bits` are out of reach or asked of a precision that has none to choose.
@@ -45,7 +45,12 @@ def choose_encodings(
             f"--bits {wish.bits:g} is for --precision int4 or mixed, not {wish.precision}; leave "
             "it out"
         )
-    matrices = sorted(name for name in checkpoint.names() if len(checkpoint.shape(name)) == 2)
+    shapes = {name: checkpoint.shape(name) for name in sorted(checkpoint.names())}
+    matrices = [
+        name
+        for name, shape in shapes.items()
+        if len(shape) == 2 and min(shape) > 0 and name.endswith(".weight")
+    ]
     stored = {weight: checkpoint.stored_type(weight) for weight in matrices}
     if wish.precision == "mixed":
         for kind in sorted(set(stored.values())):

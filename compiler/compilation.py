@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import closing
 
 import numpy as np
 
@@ -128,12 +129,12 @@ class Compilation:
         )
         recipes = self._recipes()
         production = Production(self.store, self.checkpoint, self.source, self.jobs, self._count)
-        made = production.run(recipes)
-        self.shared = self._shared_blobs()
         units = []
-        for place, (recipe, blob) in enumerate(made):
-            self.shared[recipe.unit] = blob
-            units.append(self._unit_at(place, recipe))
+        with closing(production.run(recipes)) as made:
+            self.shared = self._shared_blobs()
+            for place, (recipe, blob) in enumerate(made):
+                self.shared[recipe.unit] = blob
+                units.append(self._unit_at(place, recipe))
         self.num_reused = production.num_reused
         is_static = self.lowering.kv_layout == "copy"
         return ModelManifest(

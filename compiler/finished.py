@@ -21,7 +21,17 @@ from edgeshard.schemas.note import ModelNote
 
 _CODE = ("edgeshard", "edgeshard.artifacts", "edgeshard.compiler", "edgeshard.schemas")
 _PACKAGES = (
-    *("gguf", "ml_dtypes", "numba", "numpy", "onnx", "onnxscript", "optimum", "protobuf"),
+    *(
+        "gguf",
+        "llvmlite",
+        "ml_dtypes",
+        "numba",
+        "numpy",
+        "onnx",
+        "onnxscript",
+        "optimum",
+        "protobuf",
+    ),
     *("safetensors", "sentencepiece", "tokenizers", "torch", "transformers"),
 )
 

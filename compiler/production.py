@@ -11,7 +11,7 @@ import hashlib
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -79,8 +79,10 @@ class Production:
         self._source = source
         self.num_reused = 0
 
-    def run(self, recipes: Sequence[Recipe]) -> Iterator[tuple[Recipe, WrittenBlob]]:
+    def run(self, recipes: Sequence[Recipe]) -> Generator[tuple[Recipe, WrittenBlob]]:
         """Make every recipe's blob; they come in the order of the recipes, while others are made.
+
+        Who ends early closes it, and waits for what has begun.
 
         Raises:
             InputError: a tensor cannot be used, or a file was changed meanwhile.
@@ -90,7 +92,7 @@ class Production:
         self._check_room(recipes)
         return self._made(recipes)
 
-    def _made(self, recipes: Sequence[Recipe]) -> Iterator[tuple[Recipe, WrittenBlob]]:
+    def _made(self, recipes: Sequence[Recipe]) -> Generator[tuple[Recipe, WrittenBlob]]:
         # One more thread than jobs: one may wait for the disk where the others need the processor.
         pool = ThreadPoolExecutor(self._jobs + 1, thread_name_prefix="compile")
         try:

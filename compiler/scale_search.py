@@ -8,7 +8,7 @@ error Σ w·x² − (Σ w·q·x)² / Σ w·q² left, so that the largest last te
 block's largest, q codes about the zero point, w importance of a column). Scales are then rounded to
 steps of their row, and of the two neighbouring steps the better one is kept.
 
-A lane is a block: 16 of them go side by side, and what is summed for each is summed by fours first,
+A lane is a block: 16 of them go side by side, and what is summed for each is summed in parts first,
 which leaves the processor no chain of additions to wait for. The order is thus fixed by the code:
 the same weights give the same bytes on every machine. No `fastmath`, for the same reason.
 """

@@ -24,6 +24,7 @@ from edgeshard.compiler.checkpoint import open_checkpoint
 from edgeshard.compiler.compile import compile_model
 from edgeshard.compiler.hub import NEEDED, fetch
 from edgeshard.errors import ArtifactError, InputError
+from edgeshard.schemas.common import Precision
 from support.gguf_file import write_gguf
 from support.tiny_llama import NUM_BLOCKS, folder, save
 
@@ -53,6 +54,12 @@ def _tensor(path: Path, name: str, change: Callable[[torch.Tensor], torch.Tensor
     tensors = safetensors.torch.load_file(path / WEIGHTS)
     tensors[name] = change(tensors[name])
     safetensors.torch.save_file(tensors, path / WEIGHTS, metadata={"format": "pt"})
+    return path
+
+
+def _more(path: Path, name: str, tensor: torch.Tensor) -> Path:
+    tensors = safetensors.torch.load_file(path / WEIGHTS)
+    safetensors.torch.save_file(tensors | {name: tensor}, path / WEIGHTS)
     return path
 
 
@@ -154,6 +161,18 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
         ),
         "layers.1.mlp.up_proj.weight of",
     ),
+    "matrix that no model has": (
+        lambda p: _more(p, "spare", torch.ones(4, 8)),
+        "has an unknown tensor spare",
+    ),
+    "matrix without rows": (
+        lambda p: _tensor(p, "model.layers.0.mlp.up_proj.weight", lambda t: t[:0].clone()),
+        "layers.0.mlp.up_proj.weight of",
+    ),
+    "matrix without columns": (
+        lambda p: _tensor(p, "model.layers.0.mlp.up_proj.weight", lambda t: t[:, :0].clone()),
+        "layers.0.mlp.up_proj.weight of",
+    ),
     "matrix where a vector belongs": (
         lambda p: _tensor(p, NORM, lambda t: t[None].clone()),
         "tensor norm.weight of",
@@ -221,14 +240,17 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
 }
 
 
+@pytest.mark.parametrize("precision", ["fp32", "int4"])
 @pytest.mark.parametrize("case", REFUSED)
-def test_a_bad_checkpoint_is_refused_in_one_line(case: str, tmp_path: Path) -> None:
+def test_a_bad_checkpoint_is_refused_in_one_line(
+    case: str, precision: Precision, tmp_path: Path
+) -> None:
     spoil, named = REFUSED[case]
     path = spoil(save("grouped", tmp_path / "checkpoint"))
     store = Store(tmp_path / "store")
 
     with pytest.raises(InputError) as caught:
-        compile_model(path, store)
+        compile_model(path, store, precision=precision)
 
     assert named in str(caught.value)
     assert "\n" not in str(caught.value)
