@@ -200,10 +200,8 @@ class GgufCheckpoint:
         if "tokenizer.ggml.model" not in fields:
             return None
         said = {name: fields[name].contents() for name in fields if name.startswith("tokenizer.")}
-        num_tokens, rows = (
-            len(said.get("tokenizer.ggml.tokens") or ()),
-            self._settings["vocab_size"],
-        )
+        num_tokens = len(said.get("tokenizer.ggml.tokens") or ())
+        rows = self._settings["vocab_size"]
         if num_tokens > rows:
             raise InputError(
                 f"{self.path} has {num_tokens} tokens and embeds {rows}; fetch it again"

@@ -41,8 +41,8 @@ from edgeshard.schemas.note import TensorPlace, WeightsNote
 MAX_JOBS = 8
 # Whatever decides which bytes come out of which weights.
 _CODE = (
-    *(blob_module, encoding, error_feedback, jit, kernels, scale_search, stored, vectors),
-    weights,
+    *(blob_module, encoding, error_feedback, jit, kernels),
+    *(scale_search, stored, vectors, weights),
 )
 
 

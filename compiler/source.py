@@ -1,4 +1,4 @@
-"""The digest of a checkpoint's files, taken in a thread while torch is imported and after.
+"""The digest of a checkpoint's files, taken in a thread from the beginning of a compile.
 
 It reads everything, which takes about as long as all else that one core has to do. A note of it
 spares a later compile the reading, as long as the files look as they did.

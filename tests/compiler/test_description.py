@@ -6,7 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from edgeshard.compiler import description
@@ -31,18 +30,14 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Describing, "__enter__", enter)
 
 
-def _same(one: Description, other: Description) -> None:
-    assert (one.architecture, one.is_tied, one.text) == (
-        other.architecture,
-        other.is_tied,
-        other.text,
-    )
-    assert one.model == other.model
-    assert len(one.model.kinds) == len(other.model.kinds)
-    assert one.tables.keys() == other.tables.keys()
-    for kind, table in one.tables.items():
-        np.testing.assert_array_equal(table.cos, other.tables[kind].cos)
-        np.testing.assert_array_equal(table.sin, other.tables[kind].sin)
+def _said(found: Description) -> tuple[object, ...]:
+    """All that a description says, to be compared."""
+    tables = {
+        kind: (table.cos.dtype, table.cos.tolist(), table.sin.dtype, table.sin.tolist())
+        for kind, table in found.tables.items()
+    }
+    kinds = found.model.kinds
+    return found.architecture, found.is_tied, found.text, found.model, len(kinds), tables
 
 
 @pytest.mark.usefixtures("elsewhere")
@@ -55,14 +50,15 @@ def test_another_process_describes_the_same_model() -> None:
         found = describing.result(checkpoint)
         assert describing.result(checkpoint) is found
 
-    _same(found, describe(checkpoint))
+    assert _said(found) == _said(describe(checkpoint))
 
 
-@pytest.mark.parametrize("path", [folder("grouped"), gguf_file("llama")], ids=lambda p: p.suffix)
-def test_a_message_says_the_whole_description(path: Path) -> None:
-    found = describe(open_checkpoint(path))
+@pytest.mark.parametrize("architecture", ["llama", "gemma3"])
+def test_a_message_says_the_whole_description(architecture: str) -> None:
+    found = describe(open_checkpoint(gguf_file(architecture)))
 
-    _same(decode(encode(found)), found)
+    assert len(found.model.kinds) == len(found.tables) == (2 if architecture == "gemma3" else 1)
+    assert _said(decode(encode(found))) == _said(found)
 
 
 def test_a_process_that_has_torch_describes_the_model_itself() -> None:
@@ -72,7 +68,7 @@ def test_a_process_that_has_torch_describes_the_model_itself() -> None:
         assert describing._process is None
         found = describing.result(open_checkpoint(path))
 
-    _same(found, describe(open_checkpoint(path)))
+    assert _said(found) == _said(describe(open_checkpoint(path)))
 
 
 @pytest.mark.usefixtures("elsewhere")

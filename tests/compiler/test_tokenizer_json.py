@@ -85,7 +85,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save("grouped", tmp_path_factory.mktemp("model"))
 
 
-def _device(folder: Path, tokenizer: Tokenizer, store: Path, **said: object) -> TextModel:
+def _device(folder: Path, tokenizer: Tokenizer, **said: object) -> TextModel:
     """What a device makes of the file."""
     tokenizer.save(str(folder / "tokenizer.json"))
     special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
@@ -98,11 +98,11 @@ def _device(folder: Path, tokenizer: Tokenizer, store: Path, **said: object) -> 
 @pytest.mark.parametrize("name", PIPELINES)
 @pytest.mark.parametrize("kind", [None, "LlamaTokenizer", "GemmaTokenizer"])
 def test_a_device_has_the_files_own_tokens_and_text(
-    name: str, kind: str | None, folder: Path, tmp_path: Path
+    name: str, kind: str | None, folder: Path
 ) -> None:
     written = PIPELINES[name]
     said = {} if kind is None else {"tokenizer_class": kind}
-    device = _device(folder, written, tmp_path, **said)
+    device = _device(folder, written, **said)
 
     for text in TEXTS:
         tokens = device.encode_raw(text)
@@ -112,9 +112,9 @@ def test_a_device_has_the_files_own_tokens_and_text(
 
 @pytest.mark.parametrize("name", PIPELINES)
 def test_a_device_agrees_with_transformers_where_that_keeps_the_file(
-    name: str, folder: Path, tmp_path: Path
+    name: str, folder: Path
 ) -> None:
-    device = _device(folder, PIPELINES[name], tmp_path, tokenizer_class="PreTrainedTokenizerFast")
+    device = _device(folder, PIPELINES[name], tokenizer_class="PreTrainedTokenizerFast")
     theirs = transformers.AutoTokenizer.from_pretrained(folder)
 
     for text in TEXTS:
@@ -124,8 +124,8 @@ def test_a_device_agrees_with_transformers_where_that_keeps_the_file(
 
 
 @pytest.mark.parametrize("name", PIPELINES)
-def test_pieces_add_up_wherever_the_prompt_ends(name: str, folder: Path, tmp_path: Path) -> None:
-    device = _device(folder, PIPELINES[name], tmp_path)
+def test_pieces_add_up_wherever_the_prompt_ends(name: str, folder: Path) -> None:
+    device = _device(folder, PIPELINES[name])
 
     for text in TEXTS:
         tokens = device.encode_raw(text)
@@ -139,10 +139,8 @@ def test_pieces_add_up_wherever_the_prompt_ends(name: str, folder: Path, tmp_pat
             assert prompt + pieces == whole, (text, cut)
 
 
-def test_a_leading_space_survives_llamas_class(folder: Path, tmp_path: Path) -> None:
-    device = _device(
-        folder, PIPELINES["normaliser with prefix"], tmp_path, tokenizer_class="LlamaTokenizer"
-    )
+def test_a_leading_space_survives_llamas_class(folder: Path) -> None:
+    device = _device(folder, PIPELINES["normaliser with prefix"], tokenizer_class="LlamaTokenizer")
 
     assert device.decode(device.encode_raw("  two")) == "  two"
     assert len(device.encode_raw("  two")) > len(device.encode_raw(" two"))

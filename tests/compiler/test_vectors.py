@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,8 +20,8 @@ floats = st.floats(-(2.0**60), 2.0**60, width=32)
 
 
 @compiled
-def _fused(a: np.float32, b: np.float32, c: np.float32) -> np.float32:
-    return fma(a, b, c)  # type: ignore[no-any-return]  # numba's
+def _fused(a: np.float32, b: np.float32, c: np.float32) -> Any:
+    return fma(a, b, c)
 
 
 @compiled
@@ -34,7 +36,7 @@ def _transposed(
 def test_a_fused_product_and_sum_is_rounded_once(a: float, b: float, c: float) -> None:
     exact = Fraction(a) * Fraction(b) + Fraction(c)
 
-    found = _fused(np.float32(a), np.float32(b), np.float32(c))
+    found = np.float32(_fused(np.float32(a), np.float32(b), np.float32(c)))
 
     near = np.array([np.nextafter(found, np.float32(side)) for side in (-np.inf, np.inf)])
     distance = abs(Fraction(float(found)) - exact)
@@ -56,12 +58,14 @@ def test_a_tile_is_laid_the_other_way(kind: type[np.generic]) -> None:
 
 
 @pytest.mark.parametrize("widen", [convert_halves, widen_halves])
-def test_every_half_is_widened_exactly(widen: object) -> None:
+def test_every_half_is_widened_exactly(
+    widen: Callable[[NDArray[np.uint16], NDArray[np.float32]], None],
+) -> None:
     if widen is convert_halves and not WIDENS_HALVES:
         pytest.skip("this processor has no instruction for it")
     halves = np.arange(2**16, dtype=np.uint16)
     found = np.empty(halves.size, np.float32)
 
-    widen(halves, found)  # type: ignore[operator]  # compiled
+    widen(halves, found)
 
     np.testing.assert_array_equal(found, halves.view(np.float16).astype(np.float32))
