@@ -1,19 +1,12 @@
-"""Describe a checkpoint's model with torch and transformers: the only part that needs them.
-
-python -m edgeshard.compiler.describe PATH     writes a message of `description.py`
-"""
+"""Describe a checkpoint's model with torch and transformers: the only part that needs them."""
 
 from __future__ import annotations
-
-import os
-import sys
-from pathlib import Path
 
 from optimum.utils import NormalizedConfigManager
 
 from edgeshard.compiler.assets import read_text
-from edgeshard.compiler.checkpoint import Checkpoint, check_layers, open_checkpoint
-from edgeshard.compiler.description import Description, encode
+from edgeshard.compiler.checkpoint import Checkpoint, check_layers
+from edgeshard.compiler.description import Description
 from edgeshard.compiler.semantic import Model
 from edgeshard.compiler.trace import trace_model
 from edgeshard.errors import InputError
@@ -60,19 +53,3 @@ def _check_sizes(checkpoint: Checkpoint, model: Model) -> None:
     for name, found in traced.items():
         if found != {int(getattr(sizes, name))}:
             raise InputError(f"{name} is {getattr(sizes, name)} in the configuration, not {found}")
-
-
-def main() -> None:
-    """Describe the checkpoint at the path given, on standard output."""
-    said = os.dup(1)
-    os.dup2(2, 1)  # whatever else is printed is not part of the message
-    try:
-        message = encode(describe(open_checkpoint(Path(sys.argv[1]))))
-    except InputError as error:
-        message = encode(error)
-    with os.fdopen(said, "wb") as output:
-        output.write(message)
-
-
-if __name__ == "__main__":
-    main()

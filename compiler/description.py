@@ -1,6 +1,6 @@
 """What is known of a checkpoint's model besides its weights, found out by a process of its own.
 
-    python -m edgeshard.compiler.describe PATH ──MessagePack──► Description
+    python -m edgeshard.compiler.describe_process PATH ──MessagePack──► Description
 
 torch and transformers take seconds to import, with the interpreter's lock held, and hundreds of
 MiB. In a process of their own they are gone when the weights begin, and until then another core
@@ -128,7 +128,7 @@ class Describing:
         """Begin, unless it is to be done here."""
         if "torch" not in sys.modules and self._path.is_dir():
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "edgeshard.compiler.describe", str(self._path)],
+                [sys.executable, "-P", "-m", f"{__package__}.describe_process", str(self._path)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,

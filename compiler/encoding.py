@@ -167,6 +167,7 @@ def quantise(
         steps.reshape(-1),
         wanted.reshape(-1),
         zeros.reshape(-1),
+        encoding.bits > 4,
         scales.reshape(-1),
         codes.reshape(-1),
     )

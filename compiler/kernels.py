@@ -45,9 +45,9 @@ def convert_halves(halves: NDArray[np.uint16], floats: NDArray[np.float32]) -> N
 
 
 @compiled
-def all_finite(words: NDArray[np.uint32]) -> bool:
-    """Whether no float32 among these bits is infinite or NaN."""
-    found = np.uint32(0)
+def all_finite(words: NDArray[np.unsignedinteger], exponent: np.unsignedinteger) -> bool:
+    """Whether no float among these bits is infinite or NaN: has all bits of its exponent set."""
+    found = np.uint8(0)
     for i in range(words.size):
-        found |= np.uint32((words[i] & _EXPONENT) == _EXPONENT)
+        found = np.uint8(found | np.uint8((words[i] & exponent) == exponent))
     return bool(found == 0)

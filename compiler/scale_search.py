@@ -6,7 +6,8 @@ Some grids are tried on every block: the widest just reaches its ends, narrower 
 values and are finer for the rest. For given codes the best scale is a least-squares fit with the
 error Σ w·x² − (Σ w·q·x)² / Σ w·q² left, so that the largest last term wins (x values over the
 block's largest, q codes about the zero point, w importance of a column). Scales are then rounded to
-steps of their row, and of the two neighbouring steps the better one is kept.
+steps of their row: with 4 bits to the nearest, with more of them to the better of both neighbours
+(docs/adr/0012).
 
 A lane is a block: 16 of them go side by side, and what is summed for each is summed in parts first,
 which leaves the processor no chain of additions to wait for. The order is thus fixed by the code:
@@ -146,10 +147,11 @@ def encode_blocks(
     steps: Floats,
     wanted: Floats,
     zeros: NDArray[np.uint8],
+    both_ways: bool,
     scales: NDArray[np.int8],
     codes: NDArray[np.uint8],
 ) -> None:
-    """Round the wanted scales to steps of their rows, whichever way loses less, and encode.
+    """Round the wanted scales to steps of their rows, and encode.
 
     Args:
         values: flat rows.
@@ -159,12 +161,14 @@ def encode_blocks(
         steps: of each row; 0 where all its values are zero.
         wanted: scale of each block.
         zeros: zero point of each block.
+        both_ways: try the step below and the one above, and keep the one that loses less;
+            otherwise the nearest is taken.
         scales: receives the rounded scales, in steps.
         codes: receives one byte for each value.
     """
     block = values.size // scales.size
     last = np.float32(top)
-    errors, tried = np.empty(block, np.float32), np.empty((2, block), np.float32)
+    errors = np.empty(block, np.float32)
     for index in range(scales.size):
         start = index * block
         source, target = values[start : start + block], codes[start : start + block]
@@ -173,38 +177,40 @@ def encode_blocks(
         step = steps[index // blocks]
         zero = np.float32(zeros[index])
         bottom, above = -zero, last - zero
-        chosen, least, kept = np.float32(0), np.float32(np.inf), 0
         exact = wanted[index] / step if step > 0 else np.float32(0)
-        for side in range(2):
-            scale = np.floor(exact) if side == 0 else np.ceil(exact)
-            scale = min(max(scale, np.float32(-MAX_SCALE)), np.float32(MAX_SCALE))
-            if scale == 0 or (side == 1 and scale == chosen):
-                continue
-            inverse = np.float32(1) / (step * scale)
-            for i in range(block):
-                exactly = source[i] * inverse
-                code = np.rint(exactly)
-                code = code if code > bottom else bottom
-                code = code if code < above else above
-                tried[side, i] = code
-                off = exactly - code
-                errors[i] = off * off if importance is None else weight[i] * off * off
-            half = block // 2
-            while half > 8:
-                for i in range(half):
-                    errors[i] += errors[i + half]
-                half //= 2
-            for i in range(8):  # of a known length, so that no loop is left of it
-                errors[i] += errors[i + 8]
-            for i in range(4):
-                errors[i] += errors[i + 4]
-            total = (errors[0] + errors[2]) + (errors[1] + errors[3])
-            error = total * scale * scale
-            if error < least:
-                least, chosen, kept = error, scale, side
+        chosen, least = np.rint(exact), np.float32(np.inf)
+        if both_ways:
+            below = np.floor(exact)
+            for side in range(2):
+                scale = below + np.float32(side)
+                if scale == 0 or abs(scale) > MAX_SCALE:
+                    continue
+                inverse = np.float32(1) / (step * scale)
+                for i in range(block):
+                    exactly = source[i] * inverse
+                    code = np.rint(exactly)
+                    code = code if code > bottom else bottom
+                    code = code if code < above else above
+                    off = exactly - code
+                    errors[i] = off * off if importance is None else weight[i] * off * off
+                half = block // 2
+                while half > 8:
+                    for i in range(half):
+                        errors[i] += errors[i + half]
+                    half //= 2
+                for i in range(8):  # of a known length, so that no loop is left of it
+                    errors[i] += errors[i + 8]
+                for i in range(4):
+                    errors[i] += errors[i + 4]
+                total = (errors[0] + errors[2]) + (errors[1] + errors[3])
+                error = total * scale * scale
+                if error < least:
+                    least, chosen = error, scale
+        chosen = min(max(chosen, np.float32(-MAX_SCALE)), np.float32(MAX_SCALE))
         scales[index] = np.int8(chosen)
-        if chosen == 0:
-            target[:] = zeros[index]
-            continue
+        inverse = np.float32(1) / (step * chosen) if chosen != 0 else np.float32(0)
         for i in range(block):
-            target[i] = np.uint8(np.int32(tried[kept, i] + zero))
+            code = np.rint(source[i] * inverse)
+            code = code if code > bottom else bottom
+            code = code if code < above else above
+            target[i] = np.uint8(np.int32(code + zero))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 import gguf
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
@@ -26,6 +27,13 @@ PIECE_BYTES = 2**20
 # Large: whoever hashes beside Python code waits for the interpreter's lock at every piece.
 DIGEST_BYTES = 2**23
 VALUE_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+HALVES: dict[str, type[np.generic]] = {"F16": np.float16, "BF16": ml_dtypes.bfloat16}
+# All bits of it set: infinite, or not a number.
+_EXPONENTS: dict[np.dtype[np.generic], np.uint32 | np.uint16] = {
+    np.dtype(np.float32): np.uint32(0x7F800000),
+    np.dtype(np.float16): np.uint16(0x7C00),
+    np.dtype(ml_dtypes.bfloat16): np.uint16(0x7F80),
+}
 
 
 def read_rows(
@@ -94,7 +102,7 @@ def widen(rows: Rows, stored_type: str) -> Floats:
     """Rows as stored to float32 `[rows, columns]`; block formats are dequantised."""
     if stored_type == "F32":
         return rows.view(np.float32)
-    if stored_type not in ("F16", "BF16"):
+    if stored_type not in HALVES:
         kind = gguf.GGMLQuantizationType[stored_type]
         return np.ascontiguousarray(gguf.dequantize(rows, kind), np.float32)
     halves = rows.view(np.uint16)
@@ -108,6 +116,8 @@ def widen(rows: Rows, stored_type: str) -> Floats:
     return floats
 
 
-def is_finite(floats: Floats) -> bool:
-    """Whether no value is infinite or NaN."""
-    return bool(all_finite(np.ascontiguousarray(floats).reshape(-1).view(np.uint32)))
+def is_finite(floats: NDArray[np.generic]) -> bool:
+    """Whether no value is infinite or NaN, of float32, float16 or bfloat16."""
+    exponent = _EXPONENTS[floats.dtype]
+    words = np.ascontiguousarray(floats).reshape(-1).view(exponent.dtype)
+    return bool(all_finite(words, exponent))

@@ -27,7 +27,7 @@ from edgeshard.compiler.encoding import (
     quantise,
 )
 from edgeshard.compiler.lowering import FLOATS, joined_name
-from edgeshard.compiler.stored import is_finite, widen
+from edgeshard.compiler.stored import HALVES, is_finite, widen
 from edgeshard.errors import InputError
 from edgeshard.schemas.common import FloatType
 
@@ -112,8 +112,10 @@ def compile_loops(calibration: Calibration) -> None:
         calibration: says whether columns count differently, which is another loop.
     """
     encoding = block_encoding(4, GGUF_BLOCK)
-    values = widen(np.zeros((1, 2 * GGUF_BLOCK), np.uint8), "F16")
-    is_finite(values)
+    rows = np.zeros((1, 2 * GGUF_BLOCK), np.uint8)
+    values = widen(rows, "F16")
+    for floats in (values, rows.view(np.float16)):
+        is_finite(floats)
     quantise(values, encoding)
     if calibration.importance:
         quantise(values, encoding, np.ones(GGUF_BLOCK, np.float32))
@@ -172,8 +174,10 @@ def _encode(
         parts = import_gguf(np.asarray(rows, np.uint8), stored)
         _check_finite(checkpoint, weight, *(parts[name] for name in parts if name != "codes"))
         return parts
-    values = widen(np.asarray(rows, np.uint8), stored)
-    _check_finite(checkpoint, weight, values)
+    raw = np.asarray(rows, np.uint8)
+    values = widen(raw, stored)
+    # Looked at as they are where that is half of the bytes.
+    _check_finite(checkpoint, weight, raw.view(HALVES[stored]) if stored in HALVES else values)
     return quantise(values, encoding, importance, moved)
 
 
@@ -191,5 +195,5 @@ def _cast(piece: Piece, kind: type[np.generic], checkpoint: Checkpoint) -> Piece
 
 
 def _check_finite(checkpoint: Checkpoint, weight: str, *values: Array) -> None:
-    if not all(is_finite(np.asarray(array, np.float32)) for array in values):
+    if not all(is_finite(array) for array in values):
         raise InputError(f"tensor {weight} of {checkpoint.path} holds NaN or infinity")

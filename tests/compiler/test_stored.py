@@ -25,9 +25,15 @@ def test_every_16_bit_float_is_widened_exactly(name: str, kind: type[np.generic]
     np.testing.assert_array_equal(np.signbit(found), np.signbit(expected))
 
 
+@pytest.mark.parametrize(
+    ("kind", "largest"),
+    [(np.float32, 3.4028235e38), (np.float16, 65504.0), (ml_dtypes.bfloat16, 3.3895314e38)],
+)
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
-def test_one_value_that_is_not_finite_is_found(value: float) -> None:
-    floats = np.full((3, 5), np.finfo(np.float32).max, np.float32)
+def test_one_value_that_is_not_finite_is_found(
+    value: float, kind: type[np.generic], largest: float
+) -> None:
+    floats = np.array([largest, -largest, 0, -0.0, 1] * 3).astype(kind).reshape(3, 5)
     assert is_finite(floats)
     floats[2, 4] = value
     assert not is_finite(floats)
