@@ -28,6 +28,7 @@ from edgeshard.compiler.encoding import (
     import_gguf,
     quantise,
 )
+from edgeshard.compiler.scale_search import MAX_SCALE, SYMMETRIC_REACH, WIDTHS, find_scales
 from edgeshard.local_run import default_checkpoint
 from edgeshard.schemas.common import Target
 from support.gguf_file import HEADS, KV_HEADS, MIXED, NUM_BLOCKS, GgufFile, shapes, write_gguf
@@ -159,6 +160,33 @@ def test_zero_points_serve_blocks_that_lie_on_one_side() -> None:
     losses = [_loss(values, decode(quantise(values, e), e)) for e in kinds]
 
     assert losses[1] < 0.4 * losses[0]
+
+
+@pytest.mark.parametrize("encoding", OWN, ids=_label)
+def test_a_scale_is_rounded_to_a_step_that_loses_little(encoding: Encoding) -> None:
+    """To the better of both neighbours; at 4 bits to the nearest, which is hardly worse."""
+    values = np.random.default_rng(5).standard_normal((48, 256), np.float32)
+    blocks = values.reshape(-1, encoding.block)
+    has_zeros, top = encoding.kind == "zero_blocks", 2.0**encoding.bits - 1
+    wanted, zeros = np.empty(len(blocks), np.float32), np.empty(len(blocks), np.uint8)
+    grids = WIDTHS if has_zeros else SYMMETRIC_REACH[encoding.bits]
+    find_scales(values.reshape(-1), None, encoding.block, top, grids, has_zeros, wanted, zeros)
+
+    parts = quantise(values, encoding)
+
+    one = 2.0 ** (encoding.read_bits - encoding.bits)  # of the codes that are read
+    steps = np.repeat(one * parts["steps"].astype(np.float32), 256 // encoding.block)
+    zero = zeros[:, None].astype(np.float32)
+    losses = []
+    for scale in (parts["scales"].ravel(), np.floor(wanted / steps), np.ceil(wanted / steps)):
+        width = (np.clip(scale, -MAX_SCALE, MAX_SCALE) * steps)[:, None]
+        codes = np.clip(np.rint(blocks / width), -zero, top - zero)
+        losses.append(np.square(blocks - codes * width, dtype=np.float64).sum(axis=1))
+    best = np.minimum(losses[1], losses[2])
+    if encoding.bits > 4:
+        assert (losses[0] <= best * 1.001).all()
+    else:
+        assert losses[0].sum() <= 1.01 * best.sum()
 
 
 @pytest.mark.parametrize("encoding", OWN, ids=_label)
