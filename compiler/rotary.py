@@ -3,15 +3,20 @@
 A table is `cos, sin [positions, rotary_dim / 2]`. Where a scaling depends on the length of the
 text, the table covers the lengths for which it does not: longer ones would need other keys in the
 cache.
+
+Rule: the same frequencies give the same table on every machine and at every run. Cosines in float32
+are a matter of the library, and once were of the run; so they are computed in float64 and rounded.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
+from torch.overrides import TorchFunctionMode
 
 from edgeshard.compiler.semantic import SHARED, Tables
 from edgeshard.errors import InputError
@@ -19,6 +24,24 @@ from edgeshard.errors import InputError
 # Of these, `dynamic` changes beyond max_position_embeddings, where no table reaches, and
 # `longrope` beyond original_max_position_embeddings.
 SCALINGS = ("default", "linear", "dynamic", "llama3", "yarn", "longrope", "proportional")
+
+
+_ROUNDED = {"cos", "sin", "matmul", "__matmul__"}  # of frequencies and positions: the angles
+
+
+class _RoundOnce(TorchFunctionMode):
+    """Has these operators compute in float64 what they give in float32."""
+
+    def __torch_function__(
+        self,
+        operator: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        if getattr(operator, "__name__", "") not in _ROUNDED:
+            return operator(*args, **(kwargs or {}))
+        return operator(*(one.double() for one in args), **(kwargs or {})).float()
 
 
 def rotary_tables(module: Any, config: transformers.PretrainedConfig) -> dict[str, Tables]:
@@ -45,7 +68,7 @@ def rotary_tables(module: Any, config: transformers.PretrainedConfig) -> dict[st
             raise InputError(f"RoPE scaling {scaling!r} is not supported; supported: {known}")
         if kind != SHARED and kind not in used:
             continue
-        with torch.no_grad():
+        with torch.no_grad(), _RoundOnce():
             ids = torch.arange(positions)[None]
             options = {} if kind == SHARED else {"layer_type": kind}
             cos, sin = real(torch.empty(1, 1, 1), ids, **options)
