@@ -6,8 +6,8 @@ Some grids are tried on every block: the widest just reaches its ends, narrower 
 values and are finer for the rest. For given codes the best scale is a least-squares fit with the
 error Σ w·x² − (Σ w·q·x)² / Σ w·q² left, so that the largest last term wins (x values over the
 block's largest, q codes about the zero point, w importance of a column). Scales are then rounded to
-steps of their row: with 4 bits to the nearest, with more of them to the better of both neighbours
-(docs/adr/0012).
+steps of their row: with 4 bits to the nearest, with more of them, or few steps, to the better of
+both neighbours (docs/adr/0012).
 
 A lane is a block: 16 of them go side by side, and what is summed for each is summed in parts first,
 which leaves the processor no chain of additions to wait for. The order is thus fixed by the code:
@@ -34,6 +34,7 @@ SYMMETRIC_REACH = {
 }
 # Width of the asymmetric grid over the width of the block's values.
 WIDTHS = np.linspace(0.76, 1.04, 8, dtype=np.float32)
+_COARSE = np.float32(16)  # steps in a scale, beside an outlier: the next one is another scale
 _TINY = np.float32(1e-30)  # smaller blocks are zero: their scales cannot be inverted
 _WHOLE = np.float32(1.5 * 2**23)  # floats around it are whole numbers: what is added gets rounded
 
@@ -162,7 +163,7 @@ def encode_blocks(
         wanted: scale of each block.
         zeros: zero point of each block.
         both_ways: try the step below and the one above, and keep the one that loses less;
-            otherwise the nearest is taken.
+            otherwise the nearest is taken, but where a scale has only a few steps.
         scales: receives the rounded scales, in steps.
         codes: receives one byte for each value.
     """
@@ -179,10 +180,9 @@ def encode_blocks(
         bottom, above = -zero, last - zero
         exact = wanted[index] / step if step > 0 else np.float32(0)
         chosen, least = np.rint(exact), np.float32(np.inf)
-        if both_ways:
-            below = np.floor(exact)
+        if both_ways or abs(exact) < _COARSE:
             for side in range(2):
-                scale = below + np.float32(side)
+                scale = np.floor(exact) if side == 0 else np.ceil(exact)
                 if scale == 0 or abs(scale) > MAX_SCALE:
                     continue
                 inverse = np.float32(1) / (step * scale)

@@ -190,6 +190,19 @@ def test_a_scale_is_rounded_to_a_step_that_loses_little(encoding: Encoding) -> N
 
 
 @pytest.mark.parametrize("encoding", OWN, ids=_label)
+def test_blocks_beside_an_outlier_keep_a_scale(encoding: Encoding) -> None:
+    """Their scales are a fraction of a step; without any, all their values would be lost."""
+    values = np.random.default_rng(6).standard_normal((4, 256), np.float32)
+    values[:, 0] = 400
+
+    found = decode(quantise(values, encoding), encoding)
+
+    others = slice(encoding.block, None)
+    lost = _loss(values[:, others], found[:, others])
+    assert lost < 0.3 * np.square(values[:, others], dtype=np.float64).sum()
+
+
+@pytest.mark.parametrize("encoding", OWN, ids=_label)
 def test_what_counts_more_is_hit_better(encoding: Encoding) -> None:
     values = np.random.default_rng(3).standard_normal((32, 128), np.float32)
     importance = np.where(np.arange(128) % 4 == 0, 100, 1).astype(np.float32)
