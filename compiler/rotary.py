@@ -4,8 +4,8 @@ A table is `cos, sin [positions, rotary_dim / 2]`. Where a scaling depends on th
 text, the table covers the lengths for which it does not: longer ones would need other keys in the
 cache.
 
-Rule: the same frequencies give the same table on every machine and at every run. Cosines in float32
-are a matter of the library, and once were of the run; so they are computed in float64 and rounded.
+Rule: the same frequencies give the same table on every machine. Cosines in float32 are a matter of
+the library; so they are computed in float64 and rounded (docs/adr/0037).
 """
 
 from __future__ import annotations
