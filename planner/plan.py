@@ -66,8 +66,8 @@ def make_plan(
         method: the baseline to plan by; None: the best chain.
         new_tokens: length of the answer; the objective is then the mean over the request's tokens,
             its prefill among them. 0: what one decode step takes.
-        batch: sequences that a decode step takes together; None: one for latency, and as many as
-            give the highest rate for throughput.
+        batch: sequences that a decode step takes together; None: as many as give the highest rate,
+            and for latency one where answers would depend on who else is served.
         activation: how hidden states travel between stages.
         head_at_source: no output token leaves the source: it runs the head too.
         others: the same checkpoint at other precisions, with the digests of their manifests; each
@@ -116,7 +116,9 @@ def make_plan(
     choice = _choose(costs, tables, objective, method, batch)
     digests = [model_digest, *(digest for _, digest in others)]
     stages = _with_models(choice, stages_of(choice.costs, choice.spans), digests)
-    grouping, pace = best_grouping(tables, choice.costs, choice.spans, slots, choice.rows)
+    company = _company(choice)
+    rows = choice.rows or (1 if company else None)
+    grouping, pace = best_grouping(tables, choice.costs, choice.spans, slots, rows)
     if not pace.slowest_seconds > 0:
         raise InputError("the profile says that every stage takes 0 s; run `esc profile` again")
     token_seconds, first_token_seconds = seconds_of(choice.costs, stages)
@@ -142,6 +144,7 @@ def make_plan(
         head_at_source=head_at_source,
         transfers=transfers,
         unsupported=_unsupported(stages),
+        company=company if grouping.rows > 1 else (),
     )
 
 
@@ -191,6 +194,16 @@ class _Choice:
 def _model_of(choice: _Choice, span: Span) -> int:
     """Which of the models a span is of, by its index."""
     return choice.costs.devices[span.device].providers[span.provider].model
+
+
+def _company(choice: _Choice) -> tuple[str, ...]:
+    """Devices that would compute a row of several otherwise than one alone."""
+    found = []
+    for span in choice.spans:
+        device = choice.costs.devices[span.device]
+        if any(device.providers[span.provider].rows_differ[span.start : span.stop]):
+            found.append(device.name)
+    return tuple(dict.fromkeys(found))
 
 
 def _with_models(

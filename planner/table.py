@@ -60,6 +60,7 @@ def plan_summary(plan: Plan) -> list[str]:
         *([_proof(plan.objective, plan.certificate)] if plan.certificate else []),
         *_rounding(plan),
         *_precisions(plan),
+        *_company(plan),
     ]
     for alternative in plan.one_device:
         lack = alternative.missing_bytes
@@ -102,6 +103,18 @@ def _precisions(plan: Plan) -> list[str]:
     return [
         f"mixed: stages have weights in {' and '.join(kinds)}; the chain's accuracy is not "
         "measured, each model's is by `esc verify --quality`"
+    ]
+
+
+def _company(plan: Plan) -> list[str]:
+    """Who would answer otherwise in company, where steps have several rows."""
+    if not plan.company:
+        return []
+    verb = "computes" if len(plan.company) == 1 else "compute"
+    return [
+        f"company: answers may depend on who else is served, as {', '.join(plan.company)} {verb} "
+        "a row of several otherwise than one alone; --batch 1 keeps them the same, at this rate's "
+        "cost, and so do other precisions"
     ]
 
 

@@ -11,6 +11,7 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from edgeshard.errors import InputError
 from edgeshard.planner import interpolate
@@ -63,6 +64,7 @@ class ProviderCosts:
 
     Attributes:
         weights_bytes: what a unit alone makes resident: the measured growth, at least its blobs.
+        rows_differ: whether a unit computes a row of several otherwise than one alone.
         model: which of the cost table's models it runs, by its index.
     """
 
@@ -70,12 +72,22 @@ class ProviderCosts:
     decode_seconds: tuple[float, ...]
     prefill_seconds: tuple[float, ...]
     weights_bytes: tuple[int, ...]
+    rows_differ: tuple[bool, ...] = ()
     model: int = 0
 
     @property
     def name(self) -> tuple[str, int]:
         """What tells it from the device's others."""
         return self.provider, self.model
+
+
+class _UnitCost(NamedTuple):
+    """What was measured of a unit, as a workload reads it; infinite times: nothing was."""
+
+    decode_seconds: float = math.inf
+    prefill_seconds: float = math.inf
+    resident_bytes: int = 0
+    rows_differ: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,12 +150,13 @@ def provider_costs(
             found.append(
                 ProviderCosts(
                     provider=provider,
-                    decode_seconds=tuple(decode for decode, _, _ in costs),
-                    prefill_seconds=tuple(prefill for _, prefill, _ in costs),
+                    decode_seconds=tuple(cost.decode_seconds for cost in costs),
+                    prefill_seconds=tuple(cost.prefill_seconds for cost in costs),
                     weights_bytes=tuple(
-                        max(resident, least)
-                        for (_, _, resident), least in zip(costs, blobs, strict=True)
+                        max(cost.resident_bytes, least)
+                        for cost, least in zip(costs, blobs, strict=True)
                     ),
+                    rows_differ=tuple(cost.rows_differ for cost in costs),
                     model=number,
                 )
             )
@@ -200,36 +213,35 @@ def _view(model: ModelManifest, workload: Workload, provider: str) -> ModelManif
 
 def _unit_costs(
     model: ModelManifest, device: DeviceProfile, workload: Workload, provider: str
-) -> Iterator[tuple[float, float, int]]:
-    """Decode seconds, prefill seconds and resident bytes of each unit, as far as they are read."""
+) -> Iterator[_UnitCost]:
+    """The cost of each unit, as far as they are read."""
     wanted = (provider, model.target, model.precision)
     by_structure = {
         unit.structure: unit
         for unit in device.units
         if (unit.provider, unit.target, unit.precision) == wanted
     }
-    known: dict[str, tuple[float, float, int]] = {}
+    known: dict[str, _UnitCost] = {}
     for structure in (unit.structure for unit in model.units):
         if structure not in known:
             measured = by_structure.get(structure)
-            known[structure] = (
-                (math.inf, math.inf, 0) if measured is None else _unit_cost(measured, workload)
-            )
+            known[structure] = _UnitCost() if measured is None else _unit_cost(measured, workload)
         yield known[structure]
 
 
-def _unit_cost(unit: UnitProfile, workload: Workload) -> tuple[float, float, int]:
+def _unit_cost(unit: UnitProfile, workload: Workload) -> _UnitCost:
     decode = interpolate.decode_seconds(unit.decode, workload.decode_context, workload.batch)
     prefill = interpolate.prefill_seconds(unit.prefill, workload.prompt_tokens)
-    return (
+    return _UnitCost(
         math.inf if decode is None else decode,
         math.inf if prefill is None else prefill,
         unit.resident_bytes,
+        unit.rows_alike is False,
     )
 
 
-def _is_measured(cost: tuple[float, float, int]) -> bool:
-    return math.isfinite(cost[0]) and math.isfinite(cost[1])
+def _is_measured(cost: _UnitCost) -> bool:
+    return math.isfinite(cost.decode_seconds) and math.isfinite(cost.prefill_seconds)
 
 
 def _blob_bytes(model: ModelManifest, index: int) -> int:

@@ -149,12 +149,23 @@ class Stepper:
         if shard.kv.layout == "append" and shard.blocks and context:
             self._step(0, batch, context)
 
+    def rows_alike(self, context: int, batch: int) -> bool:
+        """Whether rows of a step of `batch` have the bits of the same rows alone."""
+        self.hold(context, batch)
+        values = self._values(batch, 1)
+        alone = [
+            self._session.run(slot, [context], values[slot : slot + 1])[0].copy()
+            for slot in range(batch)
+        ]
+        together = self._session.run(0, [context] * batch, values)
+        return np.array_equal(together, np.stack(alone), equal_nan=True)
+
     def _step(self, context: int, batch: int, length: int) -> None:
+        self._session.run(0, [context] * batch, self._values(batch, length))
+
+    def _values(self, batch: int, length: int) -> NDArray[Any]:
         shard = self._session.shard
-        values: NDArray[Any]
         if shard.has_embedding:
-            values = self._generator.integers(0, shard.vocab_size, (batch, length))
-        else:
-            shape = (batch, length, shard.hidden_size)
-            values = self._generator.standard_normal(shape, np.float32)
-        self._session.run(0, [context] * batch, values)
+            return self._generator.integers(0, shard.vocab_size, (batch, length))
+        shape = (batch, length, shard.hidden_size)
+        return self._generator.standard_normal(shape, np.float32)

@@ -89,12 +89,13 @@ class ProfilerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
 @dataclass(frozen=True)
 class _Window:
-    """A measured session: seconds by point, and memory."""
+    """A measured session: seconds by point, memory, and `UnitProfile.rows_alike`."""
 
     decode: dict[Point, list[float]]
     prefill: dict[int, list[float]]
     resident_bytes: int
     workspace_bytes: int
+    rows_alike: bool | None
 
 
 class Profiler:
@@ -215,6 +216,7 @@ class Profiler:
             resident_bytes=max(0, window.resident_bytes // count),
             sampled=sampled,
             sample_deviation=deviation,
+            rows_alike=window.rows_alike,
         )
 
     def _fixed_part(self, alone: _Window, window: _Window, count: int) -> float:
@@ -272,8 +274,12 @@ class Profiler:
                 decode |= {(context, 1): decode[self._first] for context in self._contexts}
             touched = shard.kv_bytes(self._context, slots)
             growth = resident_bytes(os.getpid()) - loaded - touched
+            # Kernels take rows in pairs or fours, what is left over one by one.
+            batches = sorted({one for one in (2, 3, *self._spec.batches) if 1 < one <= slots})
+            context, _ = self._first
+            alike = all(step.rows_alike(context, one) for one in batches) if batches else None
         self._workspace = max(self._workspace, growth)
-        return _Window(decode, prefill, loaded - before, max(0, growth))
+        return _Window(decode, prefill, loaded - before, max(0, growth), alike)
 
     def _decode(
         self, step: Stepper, points: Sequence[Point], other_bytes: int

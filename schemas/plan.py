@@ -132,6 +132,8 @@ class Plan(Schema, frozen=True, kw_only=True):
         transfers: whether devices compute while they send and receive, which the rate assumes.
         unsupported: what this plan asks for that the runtime cannot do; it is not deployed then.
         one_device: what one device alone would do, memory aside; best first.
+        company: devices that compute a row of a step of several otherwise than the same row alone,
+            where steps have several: what a request is answered may depend on who else is served.
     """
 
     format: Literal["edgeshard.plan/1"] = "edgeshard.plan/1"
@@ -157,6 +159,7 @@ class Plan(Schema, frozen=True, kw_only=True):
     head_at_source: bool = False
     transfers: Transfers = "overlapped"
     unsupported: tuple[str, ...] = ()
+    company: tuple[Name, ...] = ()
 
     @property
     def links(self) -> tuple[Activation, ...]:

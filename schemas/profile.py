@@ -55,6 +55,8 @@ class UnitProfile(Schema, frozen=True, kw_only=True):
         sampled: units of the real model that were measured to check the representative.
         sample_deviation: largest relative difference of a sampled unit's decode time to the
             representative's; None where none was sampled.
+        rows_alike: whether a row of a decode step of several has the bits of the same row alone, so
+            that nobody's tokens depend on who else is served; None: not measured.
     """
 
     structure: Digest
@@ -67,6 +69,7 @@ class UnitProfile(Schema, frozen=True, kw_only=True):
     resident_bytes: Count
     sampled: tuple[Name, ...] = ()
     sample_deviation: float | None = None
+    rows_alike: bool | None = None
 
 
 class DeviceProfile(Schema, frozen=True, kw_only=True):

@@ -51,8 +51,8 @@ def plan(
         int | None,
         typer.Option(
             min=1,
-            help="Sequences that a decode step takes together; for throughput, as many as give the "
-            "highest rate.",
+            help="Sequences that a decode step takes together; default: as many as give the "
+            "highest rate, and for latency 1 where answers would depend on who else is served.",
         ),
     ] = None,
     activation: Annotated[

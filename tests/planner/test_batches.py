@@ -26,10 +26,19 @@ from support.simulated_chain import run_chain
 MODEL = make_model()
 
 
-def profile_of(each_row: float, num_devices: int = 2) -> Profile:
-    """Devices that take 10 ms for a unit, and `each_row` times that for each further row."""
+def profile_of(
+    each_row: float, num_devices: int = 2, rows_alike: dict[str, bool] | None = None
+) -> Profile:
+    """Devices that take 10 ms for a unit, and `each_row` times that for each further row.
+
+    `rows_alike` by the kind of unit; of others it was not measured.
+    """
     batch_4 = DecodePoint(context=64, batch=4, time=timing(0.010 * (1 + 3 * each_row)))
-    units = tuple(changed(unit, decode=(*unit.decode, batch_4)) for unit in measured(MODEL, 0.010))
+    alike = rows_alike or {}
+    units = tuple(
+        changed(unit, decode=(*unit.decode, batch_4), rows_alike=alike.get(unit.kind))
+        for unit in measured(MODEL, 0.010)
+    )
     names = "abcd"[:num_devices]
     links = [make_link(x, y, 0.010, 1e9) for x in names for y in names if x != y]
     return make_profile([make_device(name, units) for name in names], links)
@@ -91,6 +100,40 @@ def test_a_latency_plans_rate_counts_shared_steps() -> None:
     assert shared.batch == 1
     assert shared.groups == 1
     assert shared.tokens_per_second == pytest.approx(8 * alone.tokens_per_second)
+
+
+DIFFERENT = {"embedding": True, "block": False, "head": True}
+
+
+def test_a_rate_with_rows_that_differ_in_company_says_where() -> None:
+    plan = plan_of(profile_of(0.0, rows_alike=DIFFERENT), 8)
+    assert plan.groups < 8
+    assert plan.company == tuple(stage.device for stage in plan.stages)
+
+
+def test_a_stage_whose_rows_are_alike_is_not_named() -> None:
+    plan = plan_of(profile_of(0.0, 1, {"embedding": True, "block": True, "head": True}), 8)
+    assert (plan.groups, plan.company) == (1, ())
+    only_head = plan_of(profile_of(0.0, rows_alike={"head": False}), 8)
+    assert only_head.company == (only_head.stages[-1].device,)
+
+
+def test_what_was_not_measured_of_rows_is_not_held_against_them() -> None:
+    assert plan_of(profile_of(0.0, 1), 8).company == ()
+
+
+@pytest.mark.parametrize("objective", ["latency", "throughput"])
+def test_one_row_a_step_is_never_in_company(objective: Objective) -> None:
+    plan = plan_of(profile_of(0.0, 1, DIFFERENT), 8, objective, batch=1)
+    assert (plan.groups, plan.company) == (8, ())
+
+
+def test_a_latency_plan_keeps_rows_apart_that_differ_in_company_unless_told() -> None:
+    profile = profile_of(0.0, 1, DIFFERENT)
+    plan = plan_of(profile, 8, "latency")
+    assert (plan.groups, plan.company) == (8, ())
+    told = plan_of(profile, 8, "latency", batch=4)
+    assert (told.groups, told.company) == (2, ("a",))
 
 
 def test_one_slot_is_planned_for_its_latency() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from edgeshard.planner.table import HEADER, plan_rows, plan_summary, plan_table
+from edgeshard.schemas.common import changed
 from edgeshard.schemas.plan import Alternative, LeftOut, MemoryUse, Plan, Stage
 
 MIB = 2**20
@@ -74,6 +75,18 @@ def test_the_summary_says_rate_bottleneck_alternatives_and_who_was_left_out() ->
         "one device: laptop alone would take 5.00 ms per token, but lacks 10.0 MiB",
         "left out: phone: no link to it was measured",
     ]
+
+
+def test_the_summary_says_who_answers_otherwise_in_company() -> None:
+    one, two = (
+        [line for line in plan_summary(changed(PLAN, company=names)) if line.startswith("company")]
+        for names in (("pi",), ("laptop", "pi"))
+    )
+    assert [line.split(" a row ")[0] for line in (*one, *two)] == [
+        "company: answers may depend on who else is served, as pi computes",
+        "company: answers may depend on who else is served, as laptop, pi compute",
+    ]
+    assert all("--batch 1" in line for line in (*one, *two))
 
 
 def test_the_columns_of_the_table_align() -> None:

@@ -1,13 +1,17 @@
-"""When a point has been timed often enough: by the samples alone."""
+"""When a point has been timed often enough: by the samples alone. How rows are compared."""
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 
 from edgeshard.runtime import points
-from edgeshard.runtime.points import is_settled, median_interval, repeat, timing
+from edgeshard.runtime.points import Stepper, is_settled, median_interval, repeat, timing
 
 
 @pytest.mark.parametrize(
@@ -126,3 +130,37 @@ def test_timing_is_median_and_spread() -> None:
 
     assert (found.low_seconds, found.median_seconds, found.high_seconds) == (1.0, 5.0, 9.0)
     assert found.num_samples == 11
+
+
+class _Rows:
+    """A session that computes a row by its number, and those left over from pairs by another."""
+
+    def __init__(self, *, in_pairs: bool) -> None:
+        self.shard = SimpleNamespace(
+            kv=SimpleNamespace(layout="static"), blocks=(0,), has_embedding=False, hidden_size=3
+        )
+        self._in_pairs = in_pairs
+        self._given = np.empty(0, np.float32)
+
+    def run(self, first: int, positions: Sequence[int], values: Any) -> Any:
+        assert len(positions) == len(values)
+        count = len(values)
+        alone = [self._in_pairs and row == count - 1 and count % 2 for row in range(count)]
+        result = values * np.where(alone, np.float32(1 / 3), np.float32(0.3))[:, None, None]
+        if self._given.shape == result.shape:
+            self._given[...] = result  # the array is the session's own, as in `ShardSession`
+        else:
+            self._given = result
+        return self._given
+
+
+@pytest.mark.parametrize(
+    ("in_pairs", "batch", "alike"),
+    [(False, 2, True), (False, 3, True), (True, 2, False), (True, 3, False)],
+)
+def test_rows_are_compared_with_the_same_rows_alone(
+    in_pairs: bool, batch: int, alike: bool
+) -> None:
+    stepper = Stepper(_Rows(in_pairs=in_pairs))  # type: ignore[arg-type]
+
+    assert stepper.rows_alike(8, batch) is alike

@@ -88,9 +88,21 @@ def test_a_profile_covers_every_structure_and_point(tmp_path: Path, target: Targ
         times = [point.time for point in unit.decode] + [point.time for point in unit.prefill]
         for time in times:
             assert 0 <= time.low_seconds <= time.median_seconds <= time.high_seconds
+        assert unit.rows_alike in (True, False)
     assert found.baseline_bytes > 2**20
     assert len(said) == len(found.units)
     assert list((tmp_path / "incoming").iterdir()) == []
+
+
+def test_rows_of_one_batch_size_are_not_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(f"{__name__}.BATCHES", (1,))
+    model = compiled("grouped", "fp32")
+
+    found, _ = _measure(model, _store(model, tmp_path), ())
+
+    assert {unit.rows_alike for unit in found.units} == {None}
 
 
 def test_a_sampled_unit_checks_its_representative(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from edgeshard.artifacts.fuse import fuse
 from edgeshard.artifacts.store import Store
 from edgeshard.errors import ArtifactError, DeviceError, InputError
 from edgeshard.runtime.loading import TILED_ATTENTION_OFF, choose_attention
+from edgeshard.runtime.points import Stepper
 from edgeshard.runtime.session import ShardSession
 from edgeshard.schemas.common import Precision, Target
 from edgeshard.system import core_numbers
@@ -32,6 +33,7 @@ KINDS: list[tuple[Precision, Target]] = [
     ("fp32", "tensorrt"),
     ("int8", "tensorrt"),
 ]
+ALIKE_EVERYWHERE = [("int8", "ort")]  # other rows may be rounded otherwise where kernels are
 every_kind = pytest.mark.parametrize(("precision", "target"), KINDS)
 
 
@@ -156,19 +158,28 @@ def test_a_copied_start_gives_the_bits_of_a_new_one(precision: Precision, target
 
 @every_kind
 def test_rows_of_a_batch_equal_the_same_rows_alone(precision: Precision, target: Target) -> None:
-    """Rows with different numbers of positions behind them step together."""
+    """Rows with different numbers of positions behind them step together.
+
+    To the bit, where the profiler's comparison of one unit at a time finds them alike.
+    """
     model = compiled("grouped", precision, target)
     prompts = [TEXT, OTHER[:9], TEXT[5:20]]
     with model.chain(slots=3) as together, model.chain(slots=3) as alone:
         for slot, prompt in enumerate(prompts):
             together.step(0, prompt, slot=slot)
             alone.step(0, prompt, slot=slot)
+        alike = all(Stepper(one).rows_alike(8, n) for one in together.shards for n in (2, 3))
+        assert alike or (precision, target) not in ALIKE_EVERYWHERE
+        for slot, prompt in enumerate(prompts):
+            together.step(0, prompt, slot=slot)
         tokens = [[3], [90], [41]]
         for step in range(4):
             places = [len(prompt) + step for prompt in prompts]
             found = together.step(places, tokens)
             for slot, place in enumerate(places):
                 expected = alone.step(place, tokens[slot], slot=slot)
+                if alike:
+                    np.testing.assert_array_equal(found[slot], expected[0])
                 _assert_close(found[slot], expected[0], precision)
                 assert found[slot].argmax() == expected[0].argmax()
             tokens = [[int(row.argmax())] for row in found]

@@ -167,10 +167,10 @@ class Chain(AbstractContextManager["Chain"]):
     ) -> None:
         self._links = links or ("fp32",) * len(cuts)
         ends = [0, *cuts, len(models[0].manifest.units)]
-        self._sessions = []
+        self.shards = []
         for model, (start, stop) in zip(models, pairwise(ends), strict=True):
             shard, _ = fuse(model.store, model.manifest, model.blob, start, stop)
-            self._sessions.append(
+            self.shards.append(
                 ShardSession.open(model.store, shard, threads=threads, context=context, slots=slots)
             )
 
@@ -185,7 +185,7 @@ class Chain(AbstractContextManager["Chain"]):
         """Logits `[B, vocab]` after a step of one row, or of several rows of equal length."""
         values: NDArray[Any] = np.array(tokens, np.int64, ndmin=2)
         places = [positions] if isinstance(positions, int) else positions
-        for session, link in zip(self._sessions, (*self._links, "fp32"), strict=True):
+        for session, link in zip(self.shards, (*self._links, "fp32"), strict=True):
             values = session.run(slot, places, values, every_position=every_position).copy()
             if link != "fp32":
                 values = decode_states(encode_states(values, link).payload, link, *values.shape)
@@ -193,7 +193,7 @@ class Chain(AbstractContextManager["Chain"]):
 
     def copy(self, source: int, target: int, length: int) -> None:
         """Copy the first positions of a slot to another one, in every shard."""
-        for session in self._sessions:
+        for session in self.shards:
             session.copy(source, target, length)
 
     def greedy(self, prompt: Sequence[int], num_tokens: int, *, slot: int = 0) -> list[int]:
@@ -209,7 +209,7 @@ class Chain(AbstractContextManager["Chain"]):
 
     def close(self) -> None:
         """Let go of the sessions."""
-        for session in self._sessions:
+        for session in self.shards:
             session.close()
 
     def __exit__(self, *_: object) -> None:
