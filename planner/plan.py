@@ -144,7 +144,7 @@ def make_plan(
         head_at_source=head_at_source,
         transfers=transfers,
         unsupported=_unsupported(stages),
-        company=company if grouping.rows > 1 else (),
+        company=company if slots > 1 else (),
     )
 
 

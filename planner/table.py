@@ -107,14 +107,19 @@ def _precisions(plan: Plan) -> list[str]:
 
 
 def _company(plan: Plan) -> list[str]:
-    """Who would answer otherwise in company, where steps have several rows."""
+    """Whether answers depend on who else is served, where some devices would have it so."""
     if not plan.company:
         return []
     verb = "computes" if len(plan.company) == 1 else "compute"
+    why = f"{', '.join(plan.company)} {verb} a row of several otherwise than one alone"
+    if plan.depends_on_company:
+        return [
+            f"company: answers may depend on who else is served, as {why}; --batch 1 keeps them "
+            "the same"
+        ]
     return [
-        f"company: answers may depend on who else is served, as {', '.join(plan.company)} {verb} "
-        "a row of several otherwise than one alone; --batch 1 keeps them the same, at this rate's "
-        "cost, and so do other precisions"
+        "company: every request has steps of its own, so that answers do not depend on who else "
+        f"is served, as {why}; --batch {plan.slots} shares steps and gives that up"
     ]
 
 

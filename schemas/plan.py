@@ -132,8 +132,8 @@ class Plan(Schema, frozen=True, kw_only=True):
         transfers: whether devices compute while they send and receive, which the rate assumes.
         unsupported: what this plan asks for that the runtime cannot do; it is not deployed then.
         one_device: what one device alone would do, memory aside; best first.
-        company: devices that compute a row of a step of several otherwise than the same row alone,
-            where steps have several: what a request is answered may depend on who else is served.
+        company: where there are several slots, devices that compute a row of a step of several
+            otherwise than the same row alone.
     """
 
     format: Literal["edgeshard.plan/1"] = "edgeshard.plan/1"
@@ -165,6 +165,11 @@ class Plan(Schema, frozen=True, kw_only=True):
     def links(self) -> tuple[Activation, ...]:
         """How hidden states travel from each stage to the next; one less than there are stages."""
         return tuple(stage.activation or self.activation for stage in self.stages[:-1])
+
+    @property
+    def depends_on_company(self) -> bool:
+        """Whether an answer may depend on who else is served: rows that differ share steps."""
+        return bool(self.company) and self.groups < self.slots
 
     @property
     def models(self) -> tuple[Digest, ...]:

@@ -107,7 +107,7 @@ DIFFERENT = {"embedding": True, "block": False, "head": True}
 
 def test_a_rate_with_rows_that_differ_in_company_says_where() -> None:
     plan = plan_of(profile_of(0.0, rows_alike=DIFFERENT), 8)
-    assert plan.groups < 8
+    assert plan.depends_on_company
     assert plan.company == tuple(stage.device for stage in plan.stages)
 
 
@@ -122,18 +122,22 @@ def test_what_was_not_measured_of_rows_is_not_held_against_them() -> None:
     assert plan_of(profile_of(0.0, 1), 8).company == ()
 
 
+def test_one_slot_has_no_company() -> None:
+    assert plan_of(profile_of(0.0, 1, DIFFERENT), 1).company == ()
+
+
 @pytest.mark.parametrize("objective", ["latency", "throughput"])
 def test_one_row_a_step_is_never_in_company(objective: Objective) -> None:
     plan = plan_of(profile_of(0.0, 1, DIFFERENT), 8, objective, batch=1)
-    assert (plan.groups, plan.company) == (8, ())
+    assert (plan.groups, plan.company, plan.depends_on_company) == (8, ("a",), False)
 
 
 def test_a_latency_plan_keeps_rows_apart_that_differ_in_company_unless_told() -> None:
     profile = profile_of(0.0, 1, DIFFERENT)
     plan = plan_of(profile, 8, "latency")
-    assert (plan.groups, plan.company) == (8, ())
+    assert (plan.groups, plan.depends_on_company) == (8, False)
     told = plan_of(profile, 8, "latency", batch=4)
-    assert (told.groups, told.company) == (2, ("a",))
+    assert (told.groups, told.depends_on_company) == (2, True)
 
 
 def test_one_slot_is_planned_for_its_latency() -> None:

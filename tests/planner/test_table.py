@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from edgeshard.planner.table import HEADER, plan_rows, plan_summary, plan_table
 from edgeshard.schemas.common import changed
 from edgeshard.schemas.plan import Alternative, LeftOut, MemoryUse, Plan, Stage
@@ -77,16 +79,21 @@ def test_the_summary_says_rate_bottleneck_alternatives_and_who_was_left_out() ->
     ]
 
 
-def test_the_summary_says_who_answers_otherwise_in_company() -> None:
-    one, two = (
-        [line for line in plan_summary(changed(PLAN, company=names)) if line.startswith("company")]
-        for names in (("pi",), ("laptop", "pi"))
-    )
-    assert [line.split(" a row ")[0] for line in (*one, *two)] == [
-        "company: answers may depend on who else is served, as pi computes",
-        "company: answers may depend on who else is served, as laptop, pi compute",
-    ]
-    assert all("--batch 1" in line for line in (*one, *two))
+@pytest.mark.parametrize(
+    ("groups", "start", "end"),
+    [
+        (1, "answers may depend on who else is served", "--batch 1 keeps them the same"),
+        (2, "every request has steps of its own", "--batch 2 shares steps and gives that up"),
+    ],
+)
+def test_the_summary_says_whether_answers_depend_on_company(
+    groups: int, start: str, end: str
+) -> None:
+    plan = changed(PLAN, groups=groups, company=("laptop", "pi"))
+    (line,) = (line for line in plan_summary(plan) if line.startswith("company: "))
+    assert line.startswith(f"company: {start}")
+    assert "as laptop, pi compute a row of several otherwise than one alone" in line
+    assert line.endswith(end)
 
 
 def test_the_columns_of_the_table_align() -> None:
