@@ -1,12 +1,13 @@
-"""What does a stage that computes next to nothing add to a token, processes and sockets included?
+"""What does a stage that computes nothing add to a token, its process and sockets included?
 
     python -m benchmarks.hops --rounds 15
 
 Two chains of real workers over CURVE on loopback, one of SHORT stages and one of LONG, run the
-tests' double, which has no kernels. In each round both answer the same request, in turns; the
-difference of the times a token, divided by the stages that one has more, is what a stage and its
-hop add: unpacking, the stage's checks, the double's few array operations, packing, the socket and
-waking up. The order changes from round to round.
+tests' empty double, which gives the same array again. In each round both answer the same request,
+in turns; the difference of the times a token, divided by the stages that one has more, is what a
+stage and its hop add: unpacking, the stage's checks, packing, the socket and waking up. The order
+changes from round to round. Two more chains of the double that adds a few numbers for each unit
+show what even that takes where caches are cold.
 
 Beside it stands the floor: rings of SHORT and of LONG processes that pass a frame of the same size
 on, with pyzmq and nothing else of ours; with CURVE, and without it, which no chain of ours is.
@@ -21,7 +22,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from itertools import product
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -140,25 +142,29 @@ def ring(num_processes: int, has_keys: bool) -> Iterator[Ring]:
 
 
 def measure(folder: Path, rounds: int) -> list[tuple[float, ...]]:
-    """Microseconds of each round: a token of the short and the long chain, a turn of the rings."""
+    """Microseconds of each round: tokens of the chains, turns of the rings; each short, then long.
+
+    First the chains of the empty double, then those of the one that adds; rings with and without
+    keys.
+    """
     found = []
-    with (
-        local_cluster(folder / "short", num_devices=SHORT) as short,
-        local_cluster(folder / "long", num_devices=LONG) as long,
-        ring(SHORT, True) as few,
-        ring(LONG, True) as many,
-        ring(SHORT, False) as few_open,
-        ring(LONG, False) as many_open,
-    ):
-        deploy_double(short)
-        deploy_double(long)
-        with connect(short) as first, connect(long) as second:
-            for number in range(rounds + 1):
-                clients = [first, second] if number % 2 else [second, first]
-                times = {id(client): token_us(client) for client in clients}
-                turns = [one.turn_us() for one in (few, many, few_open, many_open)]
-                if number:  # the first warms up
-                    found.append((times[id(first)], times[id(second)], *turns))
+    with ExitStack() as stack:
+        chains = []
+        for provider, length in product(("empty", "double"), (SHORT, LONG)):
+            cluster = local_cluster(folder / f"{provider}-{length}", num_devices=length)
+            stack.enter_context(cluster)
+            deploy_double(cluster, provider)
+            chains.append(stack.enter_context(connect(cluster)))
+        rings = [
+            stack.enter_context(ring(length, has_keys))
+            for has_keys, length in product((True, False), (SHORT, LONG))
+        ]
+        for number in range(rounds + 1):
+            order = chains if number % 2 else chains[::-1]
+            times = {id(client): token_us(client) for client in order}
+            turns = [one.turn_us() for one in rings]
+            if number:  # the first warms up
+                found.append((*(times[id(client)] for client in chains), *turns))
     return found
 
 
@@ -175,11 +181,14 @@ def main() -> None:
     os.environ["PYTHONPATH"] = sys.path[-1]  # of the workers, where the double is
     with tempfile.TemporaryDirectory() as folder:
         found = measure(Path(folder), rounds)
-    short, long, few, many, few_open, many_open = map(list, zip(*found, strict=True))
+    empty, empties, sums, more_sums, few, many, few_open, many_open = map(
+        list, zip(*found, strict=True)
+    )
     rows = {
-        f"token, {SHORT} stages": short,
-        f"token, {LONG} stages": long,
-        "added by a stage": each(short, long),
+        f"token, {SHORT} empty stages": empty,
+        f"token, {LONG} empty stages": empties,
+        "added by an empty stage": each(empty, empties),
+        "by one that adds numbers": each(sums, more_sums),
         "of a ring, by a process": each(few, many),
         "the same without CURVE": each(few_open, many_open),
     }
