@@ -327,14 +327,19 @@ def draw(rows: list[Row], perplexity: float, title: str, path: Path) -> None:
         own = sorted((r for r in rows if r.system == system), key=lambda r: r.bits)
         left.semilogy([r.bits for r in own], [r.mean_kl for r in own], style, label=system)
         right.plot([r.bits for r in own], [r.perplexity for r in own], style, label=system)
-        for row in own if system == THEIRS else ():
-            for axis, value in ((left, row.mean_kl), (right, row.perplexity)):
-                axis.annotate(row.variant, (row.bits, value), (4, 4), textcoords="offset points")
+        for index, row in enumerate(own if system == THEIRS else ()):
+            # On the left neighbours are closer than their names are long.
+            for axis, value, dy in (
+                (left, row.mean_kl, -13 if index % 2 else 4),
+                (right, row.perplexity, 4),
+            ):
+                axis.annotate(row.variant, (row.bits, value), (4, dy), textcoords="offset points")
     right.axhline(perplexity, color="grey", lw=1, label="fp32")
     left.set(xlabel="bits per weight", ylabel="mean KL divergence from fp32", title=title)
     right.set(xlabel="bits per weight", ylabel="perplexity")
-    left.legend()
-    right.legend()
+    for axis in (left, right):
+        axis.margins(x=0.12)
+        axis.legend()
     figure.savefig(path, metadata={"Date": None, "Title": title})
 
 

@@ -60,7 +60,7 @@ def plan_summary(plan: Plan) -> list[str]:
         *([_proof(plan.objective, plan.certificate)] if plan.certificate else []),
         *_rounding(plan),
         *_precisions(plan),
-        *_company(plan),
+        *company(plan),
     ]
     for alternative in plan.one_device:
         lack = alternative.missing_bytes
@@ -106,7 +106,7 @@ def _precisions(plan: Plan) -> list[str]:
     ]
 
 
-def _company(plan: Plan) -> list[str]:
+def company(plan: Plan) -> list[str]:
     """Whether answers depend on who else is served, where some devices would have it so."""
     if not plan.company:
         return []

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
-    from edgeshard.runtime.deploy import DeployProgress
+    from edgeshard.runtime.deploy import Deployment, DeployProgress
+    from edgeshard.schemas.plan import Plan
 
 
 def deploy(
@@ -87,10 +89,20 @@ def deploy(
         f"{deployment.sent_bytes / 1e6:.1f} MB sent, {deployment.present_bytes / 1e6:.1f} MB were "
         "there already"
     )
+    for remark in remarks(made, deployment):
+        typer.echo(remark)
+
+
+def remarks(plan: Plan, deployment: Deployment) -> Iterator[str]:
+    """What may change the tokens of this chain's answers, a line each."""
+    from edgeshard.planner.table import company
+
     if deployment.is_mixed:
-        typer.echo("mixed: stages differ in provider, target, precision or ONNX Runtime version")
+        yield "mixed: stages differ in provider, target, precision or ONNX Runtime version"
     if deployment.is_lossy:
-        typer.echo(f"lossy: hidden states travel as {', '.join(deployment.links)} between stages")
+        yield f"lossy: hidden states travel as {', '.join(deployment.links)} between stages"
+    if plan.depends_on_company:
+        yield from company(plan)
 
 
 class Narrator:

@@ -11,16 +11,18 @@ import typer
 from typer.testing import CliRunner
 
 from edgeshard.cli.agent import agent
-from edgeshard.cli.deploy import Narrator, deploy
+from edgeshard.cli.deploy import Narrator, deploy, remarks
 from edgeshard.cli.generate import generate
 from edgeshard.cli.keys import keys
 from edgeshard.cli.status import status
 from edgeshard.cli.stop import stop
 from edgeshard.cli.trace import trace
 from edgeshard.errors import InputError
-from edgeshard.runtime.deploy import DeployProgress
+from edgeshard.runtime.deploy import Deployment, DeployProgress
 from edgeshard.runtime.local import LocalCluster
-from support.runtime_chain import deploy_double, local_cluster
+from edgeshard.schemas.common import changed
+from edgeshard.schemas.targets import CPU
+from support.runtime_chain import deploy_double, local_cluster, plan_of
 from support.runtime_double import expected
 
 pytestmark = [pytest.mark.timeout(60), pytest.mark.alone]
@@ -104,6 +106,17 @@ def test_an_unknown_device_is_refused_with_those_that_are(chain: LocalCluster) -
     words = ["agent", "--name", "x", "--store", str(chain.folder / "x"), *ways(chain)]
     with pytest.raises(InputError, match="it has device-0, device-1, device-2"):
         RUNNER.invoke(app(), words, catch_exceptions=False)
+
+
+def test_deploy_says_what_may_change_tokens() -> None:
+    plan = changed(plan_of("sha256:" + "0" * 64, ["a"], [CPU], 64), slots=4, company=("a",))
+    deployment = Deployment(1, (), 0, 0, is_mixed=True, links=("fp32", "int8"))
+    apart, together = (
+        [line.split(":")[0] for line in remarks(changed(plan, groups=groups), deployment)]
+        for groups in (4, 2)
+    )
+    assert apart == ["mixed", "lossy"]
+    assert together == ["mixed", "lossy", "company"]
 
 
 def test_progress_of_a_transfer_is_told_by_tenths(capsys: pytest.CaptureFixture[str]) -> None:
