@@ -117,7 +117,7 @@ def make_plan(
     digests = [model_digest, *(digest for _, digest in others)]
     stages = _with_models(choice, stages_of(choice.costs, choice.spans), digests)
     company = _company(choice)
-    rows = choice.rows or (1 if company else None)
+    rows = choice.rows or (1 if company and objective == "latency" else None)
     grouping, pace = best_grouping(tables, choice.costs, choice.spans, slots, rows)
     if not pace.slowest_seconds > 0:
         raise InputError("the profile says that every stage takes 0 s; run `esc profile` again")

@@ -119,7 +119,7 @@ def company(plan: Plan) -> list[str]:
         ]
     return [
         "company: every request has steps of its own, so that answers do not depend on who else "
-        f"is served, as {why}; --batch {plan.slots} shares steps and gives that up"
+        f"is served, as {why}; a larger --batch shares steps and gives that up"
     ]
 
 

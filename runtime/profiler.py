@@ -274,12 +274,17 @@ class Profiler:
                 decode |= {(context, 1): decode[self._first] for context in self._contexts}
             touched = shard.kv_bytes(self._context, slots)
             growth = resident_bytes(os.getpid()) - loaded - touched
-            # Kernels take rows in pairs or fours, what is left over one by one.
-            batches = sorted({one for one in (2, 3, *self._spec.batches) if 1 < one <= slots})
-            context, _ = self._first
-            alike = all(step.rows_alike(context, one) for one in batches) if batches else None
+            alike = self._rows_alike(step, {batch for _, batch in points if batch > 1})
         self._workspace = max(self._workspace, growth)
         return _Window(decode, prefill, loaded - before, max(0, growth), alike)
+
+    def _rows_alike(self, step: Stepper, batches: set[int]) -> bool | None:
+        """See `UnitProfile.rows_alike`; of two and three rows too, where several are timed."""
+        if not batches:
+            return None
+        context, most = self._contexts[0], max(batches)
+        # Kernels take rows in pairs or fours, what is left over one by one.
+        return all(step.rows_alike(context, min(rows, most)) for rows in {2, 3, *batches})
 
     def _decode(
         self, step: Stepper, points: Sequence[Point], other_bytes: int

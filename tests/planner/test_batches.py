@@ -6,6 +6,7 @@ import itertools
 
 import pytest
 
+from edgeshard.planner.baselines import Method
 from edgeshard.planner.batches import Grouping, groupings
 from edgeshard.planner.plan import make_plan
 from edgeshard.schemas.common import Objective, changed
@@ -45,9 +46,15 @@ def profile_of(
 
 
 def plan_of(
-    profile: Profile, slots: int, objective: Objective = "throughput", batch: int | None = None
+    profile: Profile,
+    slots: int,
+    objective: Objective = "throughput",
+    batch: int | None = None,
+    method: Method | None = None,
 ) -> Plan:
-    return make_plan(MODEL, digest("m"), profile, "a", objective, 64, slots, 32, batch=batch)
+    return make_plan(
+        MODEL, digest("m"), profile, "a", objective, 64, slots, 32, batch=batch, method=method
+    )
 
 
 def test_groupings_are_all_that_differ_most_groups_first() -> None:
@@ -138,6 +145,13 @@ def test_a_latency_plan_keeps_rows_apart_that_differ_in_company_unless_told() ->
     assert (plan.groups, plan.depends_on_company) == (8, False)
     told = plan_of(profile, 8, "latency", batch=4)
     assert (told.groups, told.depends_on_company) == (2, True)
+
+
+def test_a_baseline_for_throughput_shares_steps_as_the_best_plan_does() -> None:
+    profile = profile_of(0.0, 1, DIFFERENT)
+    plan = plan_of(profile, 8, method="edge-solo")
+    assert (plan.groups, plan.depends_on_company) == (1, True)
+    assert plan_of(profile, 8, "latency", method="edge-solo").groups == 8
 
 
 def test_one_slot_is_planned_for_its_latency() -> None:

@@ -83,7 +83,11 @@ def test_the_summary_says_rate_bottleneck_alternatives_and_who_was_left_out() ->
     ("groups", "start", "end"),
     [
         (1, "answers may depend on who else is served", "--batch 1 keeps them the same"),
-        (2, "every request has steps of its own", "--batch 2 shares steps and gives that up"),
+        (
+            2,
+            "every request has steps of its own",
+            "a larger --batch shares steps and gives that up",
+        ),
     ],
 )
 def test_the_summary_says_whether_answers_depend_on_company(

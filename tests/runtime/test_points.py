@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from edgeshard.runtime import points
 from edgeshard.runtime.points import Stepper, is_settled, median_interval, repeat, timing
+from edgeshard.runtime.session import ShardSession
+from edgeshard.schemas.common import Blob
+from support.runtime_double import DIGEST, shard_of
 
 
 @pytest.mark.parametrize(
@@ -132,26 +135,30 @@ def test_timing_is_median_and_spread() -> None:
     assert found.num_samples == 11
 
 
-class _Rows:
-    """A session that computes a row by its number, and those left over from pairs by another."""
+class _Rows(ShardSession):
+    """Computes a row by its number, and one that is left over from pairs by another."""
 
     def __init__(self, *, in_pairs: bool) -> None:
-        self.shard = SimpleNamespace(
-            kv=SimpleNamespace(layout="static"), blocks=(0,), has_embedding=False, hidden_size=3
-        )
+        self.shard = shard_of(1, 2, Blob(digest=DIGEST, size_bytes=1, suffix=".onnx"))
         self._in_pairs = in_pairs
-        self._given = np.empty(0, np.float32)
+        self._given: dict[int, NDArray[np.float32]] = {}
 
-    def run(self, first: int, positions: Sequence[int], values: Any) -> Any:
-        assert len(positions) == len(values)
+    def run(
+        self,
+        first_slot: int,
+        positions: Sequence[int],
+        values: NDArray[Any],
+        *,
+        every_position: bool = False,
+    ) -> NDArray[np.float32]:
         count = len(values)
-        alone = [self._in_pairs and row == count - 1 and count % 2 for row in range(count)]
-        result = values * np.where(alone, np.float32(1 / 3), np.float32(0.3))[:, None, None]
-        if self._given.shape == result.shape:
-            self._given[...] = result  # the array is the session's own, as in `ShardSession`
-        else:
-            self._given = result
-        return self._given
+        assert len(positions) == count
+        left_over = self._in_pairs and count % 2 == 1
+        factors = np.full((count, 1, 1), 0.3, np.float32)
+        factors[count - left_over :] = 1 / 3
+        given = self._given.setdefault(count, np.empty(values.shape, np.float32))
+        given[...] = values * factors  # the array is the session's own, as in `ShardSession`
+        return given
 
 
 @pytest.mark.parametrize(
@@ -161,6 +168,6 @@ class _Rows:
 def test_rows_are_compared_with_the_same_rows_alone(
     in_pairs: bool, batch: int, alike: bool
 ) -> None:
-    stepper = Stepper(_Rows(in_pairs=in_pairs))  # type: ignore[arg-type]
+    stepper = Stepper(_Rows(in_pairs=in_pairs))
 
     assert stepper.rows_alike(8, batch) is alike

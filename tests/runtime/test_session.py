@@ -33,7 +33,7 @@ KINDS: list[tuple[Precision, Target]] = [
     ("fp32", "tensorrt"),
     ("int8", "tensorrt"),
 ]
-ALIKE_EVERYWHERE = [("int8", "ort")]  # other rows may be rounded otherwise where kernels are
+ALIKE_EVERYWHERE = [("int8", "ort")]  # of the others the processor's kernels decide
 every_kind = pytest.mark.parametrize(("precision", "target"), KINDS)
 
 
