@@ -41,23 +41,9 @@ def fuse(
     graphs = [onnx.load_model_from_string(store.read(unit.graph)) for unit in units]
     fused = concatenate(graphs)
     weights = {blob.digest: blob for unit in units for blob in unit.weights}
-    made = ShardManifest(
-        model=model_blob.digest,
-        target=model.target,
-        precision=model.precision,
-        start=start,
-        stop=stop,
-        num_units=len(model.units),
-        graph=store.put(fused.SerializeToString(deterministic=True), ".onnx"),
-        weights=tuple(weights.values()),
-        hidden_size=model.hidden_size,
-        vocab_size=model.vocab_size,
-        max_context=model.max_context,
-        kv=model.kv,
-        opset=model.opset,
-        min_runtime=model.min_runtime,
-        activations=model.activations,
-    )
+    graph = store.put(fused.SerializeToString(deterministic=True), ".onnx")
+    units_here = range(start, stop)
+    made = ShardManifest.of(model, model_blob.digest, units_here, graph, tuple(weights.values()))
     shard = msgspec.structs.replace(made, provider_options=engine_options(made))
     return shard, store.put_shard(shard)
 

@@ -9,11 +9,13 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import closing
 
+import msgspec
 import numpy as np
 
 from edgeshard.artifacts.skip_norm import SkipNormPass
 from edgeshard.artifacts.store import Store
 from edgeshard.compiler.blob import Piece, WrittenBlob, write_blob
+from edgeshard.compiler.cache_scales import ShowCache, cache_scales
 from edgeshard.compiler.calibration import Calibration
 from edgeshard.compiler.checkpoint import Checkpoint
 from edgeshard.compiler.choice import Wish, choose_encodings
@@ -21,7 +23,7 @@ from edgeshard.compiler.description import Describing
 from edgeshard.compiler.encoding import STORED
 from edgeshard.compiler.graph import Extent, GraphBuilder
 from edgeshard.compiler.join_products import join_products
-from edgeshard.compiler.lower_ort import OrtLowering
+from edgeshard.compiler.lower_ort import INT8_CACHE_RUNTIME, OrtLowering
 from edgeshard.compiler.lower_portable import PortableLowering
 from edgeshard.compiler.lower_tensorrt import MAX_STEP, TensorrtLowering
 from edgeshard.compiler.lowering import (
@@ -30,6 +32,7 @@ from edgeshard.compiler.lowering import (
     HEAD,
     Lowering,
     Shape,
+    cache_blob,
     linear_groups,
     precision_activations,
     table_blob,
@@ -66,7 +69,7 @@ class Compilation:
         context: int,
         on_progress: Callable[[Progress], None],
     ) -> None:
-        """Refuse what the target cannot be; `jobs`, `bits` and `calibration` may be set after."""
+        """Refuse what the target cannot be; what wishes are left may be set after."""
         self.checkpoint = checkpoint
         self.store = store
         self.source = source
@@ -81,6 +84,7 @@ class Compilation:
         self.jobs = default_jobs()
         self.bits: float | None = None
         self.calibration = Calibration()
+        self.show_cache: ShowCache | None = None
         self.tied = HEAD not in checkpoint.names()
         self.notices: list[str] = []
         self.total = self.done = self.num_reused = 0
@@ -105,6 +109,7 @@ class Compilation:
 
     def run(self, name: str | None, targets: tuple[Target, ...]) -> ModelManifest:
         """Everything but the publishing of the manifest."""
+        self._check_cache(targets)
         self.report(Progress("tracing the model", 0, 1))
         wish = Wish(self.precision, self.target, self.bits, self.calibration)
         if wish.is_quantised:
@@ -137,7 +142,7 @@ class Compilation:
                 units.append(self._unit_at(place, recipe))
         self.num_reused = production.num_reused
         is_static = self.lowering.kv_layout == "copy"
-        return ModelManifest(
+        manifest = ModelManifest(
             name=name or self._default_name(targets),
             architecture=described.architecture,
             target=self.target,
@@ -165,6 +170,39 @@ class Compilation:
             activations=self.activations,
             generation=text.generation,
         )
+        return manifest if self.show_cache is None else self._in_int8(manifest, recipes)
+
+    def _check_cache(self, targets: tuple[Target, ...]) -> None:
+        if self.show_cache is not None and (targets, self.activations) != (("ort",), "float32"):
+            raise InputError(
+                f"keys and values in int8 are for the ort target with float32 activations, not for "
+                f"{' and '.join(targets)} with {self.activations}; leave --kv out, or the others"
+            )
+
+    def _in_int8(self, made: ModelManifest, recipes: Sequence[Recipe]) -> ModelManifest:
+        """The model with keys and values in int8: new graphs of its blocks, over their blobs."""
+        assert self.show_cache is not None
+        self.lowering.cache = "int8"
+        self.structures.clear()
+        units = list(made.units)
+        for index, shown in enumerate(self.show_cache(made)):
+            self.report(Progress(f"block.{index}: keys, values", index, self.num_blocks))
+            scales = cache_scales(*shown, self._rotary_dim(index))
+            layout = {name: (np.float32, values.shape) for name, values in scales.items()}
+            pieces = [Piece(name, 0, values) for name, values in scales.items()]
+            place = index + 1
+            self.shared[cache_blob(recipes[place].unit)] = write_blob(self.store, layout, pieces)
+            units[place] = self._unit_at(place, recipes[place])
+        return msgspec.structs.replace(
+            made,
+            units=tuple(units),
+            kv=msgspec.structs.replace(made.kv, dtype="int8"),
+            min_runtime=INT8_CACHE_RUNTIME,
+        )
+
+    def _rotary_dim(self, index: int) -> int:
+        nodes = self.model.blocks[index]
+        return next(node.integer("rotary_dim") for node in nodes if node.operator == "Attention")
 
     def _default_name(self, targets: tuple[Target, ...]) -> str:
         stem = self.checkpoint.path.name.removesuffix(".gguf")
@@ -172,6 +210,8 @@ class Compilation:
         parts = ["", self.precision if self.bits is None else f"{self.precision}-{self.bits:g}"]
         if self.activations != precision_activations(self.precision):
             parts.append(self.activations)
+        if self.show_cache is not None:
+            parts.append("kv-int8")
         suffix = "-".join((*parts, *(targets if targets != ("ort",) else ())))
         return f"{(plain or 'model')[: 64 - len(suffix)]}{suffix}"
 

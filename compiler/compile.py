@@ -18,6 +18,7 @@ from pathlib import Path
 import msgspec
 
 from edgeshard.artifacts.store import Store
+from edgeshard.compiler.cache_scales import ShowCache
 from edgeshard.compiler.calibration import Calibration
 from edgeshard.compiler.checkpoint import Checkpoint, locate, open_checkpoint
 from edgeshard.compiler.description import Describing
@@ -41,6 +42,7 @@ def compile_model(
     jobs: int | None = None,
     bits: float | None = None,
     calibration: Calibration | None = None,
+    show_cache: ShowCache | None = None,
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> Compiled:
     """Compile a checkpoint into units in a store.
@@ -59,6 +61,7 @@ def compile_model(
         bits: with int4 and mixed, most that a parameter may take on average; None: see `choice.py`
             and `mixture.py`.
         calibration: which columns and matrices count more, for what is quantised here.
+        show_cache: keys and values are kept in int8, by what this shows of them; None: as floats.
         on_progress: told at every piece, from several threads but never at once.
 
     Raises:
@@ -89,6 +92,7 @@ def compile_model(
         for compilation in found:
             compilation.jobs = jobs or compilation.jobs
             compilation.bits, compilation.calibration = bits, calibration or Calibration()
+            compilation.show_cache = show_cache
         first, *others = [compilation.run(name, targets) for compilation in found]
     manifest = msgspec.structs.replace(first, variants=tuple(_variant(other) for other in others))
     notices = dict.fromkeys(notice for compilation in found for notice in compilation.notices)

@@ -21,8 +21,8 @@ from edgeshard.schemas.note import ModelNote
 
 _CODE = ("edgeshard", "edgeshard.artifacts", "edgeshard.compiler", "edgeshard.schemas")
 _PACKAGES = (
-    *("gguf", "llvmlite", "ml_dtypes", "numba", "numpy", "onnx", "onnxscript", "optimum"),
-    *("protobuf", "safetensors", "sentencepiece", "tokenizers", "torch", "transformers"),
+    *("gguf", "llvmlite", "ml_dtypes", "numba", "numpy", "onnx", "onnxruntime", "onnxscript"),
+    *("optimum", "protobuf", "safetensors", "sentencepiece", "tokenizers", "torch", "transformers"),
 )
 
 

@@ -11,17 +11,20 @@ The operators' definitions: onnxruntime, docs/ContribOperators.md.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from onnx import TensorProto
 
 from edgeshard.compiler.encoding import Encoding, num_zero_bytes
 from edgeshard.compiler.graph import MICROSOFT, GraphBuilder
-from edgeshard.compiler.lowering import Lowering, table_blob, table_shape
+from edgeshard.compiler.lowering import Lowering, cache_blob, table_blob, table_shape
 from edgeshard.compiler.semantic import Node
 from edgeshard.errors import InputError
 
 # int8 activations against 4- and 8-bit weights: the fast kernel.
 ACCURACY_LEVEL = 4
+PARTS = ("key", "value")
+INT8_CACHE_RUNTIME = "1.27"  # the first release whose CPU kernel has it
 
 
 class OrtLowering(Lowering):
@@ -132,14 +135,10 @@ class OrtLowering(Lowering):
                     "attention needs; compile with --target portable"
                 )
         cache = ("B", num_kv_heads, "C", head_dim)
+        kind = TensorProto.INT8 if self.cache == "int8" else self.float_type
         place = graph.place
-        past = [
-            graph.input(f"{place}.past_{part}", self.float_type, cache) for part in ("key", "value")
-        ]
-        present = [
-            graph.output(f"{place}.present_{part}", self.float_type, cache)
-            for part in ("key", "value")
-        ]
+        past = [graph.input(f"{place}.past_{part}", kind, cache) for part in PARTS]
+        present = [graph.output(f"{place}.present_{part}", kind, cache) for part in PARTS]
         tables: list[str] = []
         if rotary_dim:
             blob, shape = table_blob(node.text("table")), table_shape(self.shape, node)
@@ -148,6 +147,15 @@ class OrtLowering(Lowering):
             ]
         lengths = ["seqlens_k", "total_sequence_length"]
         packed_or_three = [*inputs, "", ""][:3]
+        of_int8: dict[str, Any] = {}
+        if self.cache == "int8":
+            tables = [*tables, *[""] * 5][:5]  # then position ids, a bias and a sink: none
+            tables += [
+                graph.weight(f"{cache_blob(place)}:{part}", TensorProto.FLOAT, shape)
+                for part, shape in dict.fromkeys(PARTS, (1, num_kv_heads, 1, head_dim)).items()
+            ]
+            of_int8 |= {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL"}
+            of_int8 |= {"kv_cache_bit_width": 8}
         return graph.op(
             "GroupQueryAttention",
             [*packed_or_three, *past, *lengths, *tables],
@@ -160,4 +168,5 @@ class OrtLowering(Lowering):
             rotary_interleaved=0,
             local_window_size=node.integer("window") or -1,  # both are the operator's defaults
             softcap=node.number("softcap"),
+            **of_int8,
         )

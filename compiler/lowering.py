@@ -72,6 +72,8 @@ class Lowering(ABC):
     block_opset: int
     min_runtimes: Mapping[int, str]
     batch: int | str = "B"
+    # Keys and values, where they are not of the type of the activations.
+    cache: Literal["int8"] | None = None
 
     def __init__(
         self, shape: Shape, encodings: Mapping[str, Encoding], activations: FloatType = "float32"
@@ -362,6 +364,11 @@ def joined_name(names: Sequence[str]) -> str:
 def table_blob(kind: str) -> str:
     """Label of the blob with the rotary tables of a kind of block."""
     return "rope" if kind == SHARED else f"rope.{kind}"
+
+
+def cache_blob(place: str) -> str:
+    """Label of the blob with the scales of a block's keys and values."""
+    return f"{place}.kv"
 
 
 def table_shape(shape: Shape, node: Node) -> tuple[int, int]:

@@ -18,14 +18,15 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from edgeshard.errors import DeviceError
-from edgeshard.schemas.common import FloatType
+from edgeshard.schemas.common import CacheType
 from edgeshard.schemas.targets import ON_GPU
 
 # numpy has no bfloat16: ONNX Runtime takes its number in the standard instead.
-KINDS: dict[FloatType, Any] = {
+KINDS: dict[CacheType, Any] = {
     "float32": np.float32,
     "float16": np.float16,
     "bfloat16": TensorProto.BFLOAT16,
+    "int8": np.int8,
 }
 
 
@@ -75,7 +76,7 @@ class CacheArray:
 
 
 def make_arrays(
-    count: int, shape: Sequence[int], dtype: FloatType, provider: str
+    count: int, shape: Sequence[int], dtype: CacheType, provider: str
 ) -> list[CacheArray]:
     """Arrays of zeros."""
     if not count:
@@ -90,7 +91,7 @@ def make_arrays(
     return [_device_array(device, kind, shape, dtype) for _ in range(count)]
 
 
-def _device_array(device: str, kind: Any, shape: tuple[int, ...], dtype: FloatType) -> CacheArray:
+def _device_array(device: str, kind: Any, shape: tuple[int, ...], dtype: CacheType) -> CacheArray:
     if dtype == "bfloat16":  # not zeroed; no target with bfloat16 reads what it has not written
         value = ort.OrtValue.ortvalue_from_shape_and_type(shape, kind, device, 0)
     else:

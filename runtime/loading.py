@@ -1,6 +1,7 @@
 """How a checked graph becomes a session of ONNX Runtime.
 
-graph ─► scales multiplied out into a file ─► session: packed weights ─► what is left is freed
+graph ─► scales multiplied out into a file ─► prompts get an attention of their own ─► session:
+packed weights ─► what is left is freed
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from onnxruntime.capi import onnxruntime_pybind11_state as pybind
 from edgeshard.artifacts.store import Store
 from edgeshard.errors import DeviceError
 from edgeshard.runtime.machine import physical_cores
+from edgeshard.runtime.prompt_attention import keeps_int8, with_prompt_attention
 from edgeshard.runtime.providers import ProviderError, ProviderList
-from edgeshard.runtime.scale_file import ScaleFile, scale_file
+from edgeshard.runtime.scale_file import FOLDER_OPTION, ScaleFile, from_root, scale_file
 from edgeshard.schemas.targets import CPU
 from edgeshard.system import HAS_FORGET, trim_memory
 
@@ -56,6 +58,23 @@ def session_options(threads: int, cores: tuple[int, ...] = ()) -> ort.SessionOpt
     options.add_session_config_entry("session.intra_op.spin_backoff_max", "32")
     options.log_severity_level = 3
     return options
+
+
+def check_runtime(least: str, here: str) -> None:
+    """Refuse a shard that an older ONNX Runtime may compute wrong instead of refusing it.
+
+    Args:
+        least: release that the shard needs, such as `1.27`; empty: not recorded.
+        here: version that is installed.
+
+    Raises:
+        DeviceError: it is older.
+    """
+    numbers = [[int(part) for part in found.split(".")[:2]] for found in (least, here) if found]
+    if len(numbers) == 2 and numbers[0] > numbers[1]:
+        raise DeviceError(
+            f"the shard needs ONNX Runtime {least}, this device has {here}; install a newer one"
+        )
 
 
 def choose_attention(graph: onnx.ModelProto, context: int) -> None:
@@ -108,9 +127,12 @@ def load(
     is_alone = providers == [CPU]  # what other providers do with constants was not measured
     scales = scale_file(store, graph) if HAS_FORGET and is_alone else None
     source: str | bytes = str(path)
+    if scales is not None or (is_alone and keeps_int8(graph)):
+        options.add_session_config_entry(FOLDER_OPTION, str(store.root.resolve()))
+        changed = scales.graph() if scales is not None else from_root(graph)
+        source = with_prompt_attention(changed).SerializeToString()
     if scales is not None:
         scales.add_to(options)
-        source = scales.graph()
     try:
         session = ort.InferenceSession(source, options, providers=providers)
     except ORT_ERRORS as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+import msgspec
 import numpy as np
 import onnx
 from numpy.typing import NDArray
@@ -50,25 +51,12 @@ def make_representative(
         copies.append(_pointed(copy, blobs))
         weights += [blob for blob in blobs.values() if blob not in weights]
     fused = concatenate(copies)
-    return ShardManifest(
-        model=model_blob.digest,
-        target=model.target,
-        precision=model.precision,
-        start=unit,
-        stop=unit + count,
-        num_units=max(len(model.units), unit + count + 1)
-        if model.units[unit].kind != "head"
-        else len(model.units),
-        graph=scratch.put(fused.SerializeToString(deterministic=True), ".onnx"),
-        weights=tuple(weights),
-        hidden_size=model.hidden_size,
-        vocab_size=model.vocab_size,
-        max_context=model.max_context,
-        kv=model.kv,
-        opset=model.opset,
-        min_runtime=model.min_runtime,
-        activations=model.activations,
-    )
+    graph = scratch.put(fused.SerializeToString(deterministic=True), ".onnx")
+    units = range(unit, unit + count)
+    shard = ShardManifest.of(model, model_blob.digest, units, graph, tuple(weights))
+    if model.units[unit].kind == "head":
+        return shard
+    return msgspec.structs.replace(shard, num_units=max(len(model.units), unit + count + 1))
 
 
 def _renamed(model: onnx.ModelProto, old: int, new: int) -> onnx.ModelProto:

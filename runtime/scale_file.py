@@ -117,29 +117,22 @@ class ScaleFile:
             self._file.close()
             raise
 
-    def graph(self) -> bytes:
+    def graph(self) -> onnx.ModelProto:
         """The graph with these as constants; weights are named from the store's root."""
-        changed = onnx.ModelProto()
-        changed.CopyFrom(self._graph)
+        changed = from_root(self._graph)
         gone = {output for one in self._products.values() for output in one.gone}
         nodes = [node for node in changed.graph.node if not gone.intersection(node.output)]
         read = {name for node in nodes for name in node.input}
         tensors = [tensor for tensor in changed.graph.initializer if tensor.name in read]
-        for tensor in tensors:
-            for entry in tensor.external_data:
-                if entry.key == "location":
-                    entry.value = f"blobs/{entry.value}"
         tensors += [self._tensor(one) for one in self._products.values()]
         for field, kept in ((changed.graph.node, nodes), (changed.graph.initializer, tensors)):
             kept = [type(item).FromString(item.SerializeToString()) for item in kept]
             del field[:]
             field.extend(kept)
-        made: bytes = changed.SerializeToString()
-        return made
+        return changed
 
     def add_to(self, options: ort.SessionOptions) -> None:
-        """Have a session find the weights, and its scales in our pages."""
-        options.add_session_config_entry(FOLDER_OPTION, str(self._folder))
+        """Have a session find its scales in our pages."""
         for name, value in zip(self._products, self._values, strict=True):
             options.add_initializer(name, value)
 
@@ -176,6 +169,17 @@ class ScaleFile:
                 onnx.StringStringEntryProto(key=key, value=value) for key, value in place.items()
             ],
         )
+
+
+def from_root(graph: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy whose weights are named from a store's root, for a session made of bytes."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(graph)
+    for tensor in copy.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = f"blobs/{entry.value}"
+    return copy
 
 
 def scale_file(store: Store, graph: onnx.ModelProto) -> ScaleFile | None:

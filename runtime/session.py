@@ -25,10 +25,12 @@ from edgeshard.runtime.kv_cache import KINDS, CacheArray, device_of, make_arrays
 from edgeshard.runtime.loading import (
     ORT_ERRORS,
     Loaded,
+    check_runtime,
     choose_attention,
     load,
     session_options,
 )
+from edgeshard.runtime.prompt_attention import IS_PROMPT
 from edgeshard.runtime.providers import provider_list
 from edgeshard.schemas.shard import ShardManifest
 from edgeshard.schemas.targets import CPU, check_target
@@ -59,6 +61,7 @@ class ShardSession:
         self.slots = slots
         self._session = loaded.session
         self._scales = loaded.scales
+        self._takes_is_prompt = IS_PROMPT in {one.name for one in loaded.session.get_inputs()}
         self._input = "token_ids" if shard.has_embedding else f"hidden.{shard.start}"
         self._output = "logits" if shard.has_head else f"hidden.{shard.stop}"
         self._options = self._prompt_options = ort.RunOptions()
@@ -110,7 +113,7 @@ class ShardSession:
             ArtifactError: a blob is missing or changed, or the graph is not what a shard may be.
             InputError: the context is longer than the model's, or not the one that the shard was
                 made for; or the provider does not run its target.
-            DeviceError: the provider is not here, or ONNX Runtime refuses the graph.
+            DeviceError: the provider is not here, or ONNX Runtime is too old or refuses the graph.
         """
         if context > shard.max_context:
             raise InputError(
@@ -124,7 +127,8 @@ class ShardSession:
         available = ort.get_available_providers()
         if provider not in available:
             raise DeviceError(f"no {provider} on this device; it has {', '.join(available)}")
-        check_target(shard.target, shard.activations, provider)
+        check_target(shard.target, shard.activations, provider, shard.kv.dtype)
+        check_runtime(shard.min_runtime, ort.__version__)
         store.verify([shard.graph, *shard.weights])
         path = store.path(shard.graph)
         graph = read_graph(path)
@@ -195,6 +199,18 @@ class ShardSession:
         for cache in self._cache:
             cache.copy_start(self._rows[source], self._rows[target], length)
 
+    def held(self, slot: int, length: int) -> list[NDArray[Any]]:
+        """Keys and values of a slot's first positions, block by block: `[kv_heads, length, D]`.
+
+        Raises:
+            DeviceError: the cache is not in place, or lies where it cannot be read.
+        """
+        arrays = [cache.array for cache in self._cache]
+        found = [array[self._rows[slot], :, :length] for array in arrays if array is not None]
+        if len(found) != len(self._names):
+            raise DeviceError(f"keys and values on {self._device} cannot be read")
+        return found
+
     def close(self) -> None:
         """Let go of the session and the cache."""
         self._bound.clear()
@@ -241,6 +257,8 @@ class ShardSession:
         seqlens, total = np.zeros(batch, np.int32), np.zeros(1, np.int32)
         if shard.blocks:
             inputs |= {"seqlens_k": seqlens, "total_sequence_length": total}
+        if self._takes_is_prompt:
+            inputs[IS_PROMPT] = np.array(length > 1)
         output: Floats = np.empty((batch, length, shard.hidden_size), np.float32)
         if shard.has_head:
             wanted = inputs["logit_positions"] = _logit_positions(length, every_position)

@@ -32,6 +32,7 @@ Seconds = Annotated[float, Meta(ge=0)]
 
 Target = Literal["ort", "portable", "tensorrt"]
 FloatType = Literal["float32", "float16", "bfloat16"]
+CacheType = Literal["float32", "float16", "bfloat16", "int8"]
 Precision = Literal["stored", "fp32", "fp16", "bf16", "int8", "int4", "mixed"]
 Floor = Literal["int4", "int8", "fp16", "fp32"]
 Objective = Literal["latency", "throughput"]
@@ -39,7 +40,7 @@ Transfers = Literal["overlapped", "blocking"]
 Activation = Literal["fp32", "fp16", "int8"]
 UnitKind = Literal["embedding", "block", "head"]
 
-FLOAT_BYTES: dict[FloatType, int] = {"float32": 4, "float16": 2, "bfloat16": 2}
+CACHE_BYTES: dict[CacheType, int] = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
 
 
 class Schema(Struct, frozen=True, kw_only=True):

@@ -19,8 +19,9 @@ import msgspec
 from msgspec import Meta
 
 from edgeshard.schemas.common import (
-    FLOAT_BYTES,
+    CACHE_BYTES,
     Blob,
+    CacheType,
     CheckpointDigest,
     Count,
     Digest,
@@ -43,7 +44,7 @@ class KvSpec(Schema, frozen=True, kw_only=True):
             output is the input, `context` positions long, with the new ones written into it.
         num_kv_heads: heads of keys and of values.
         head_dim: channels of a head.
-        dtype: of each value.
+        dtype: of each value; of `int8` the graphs hold a scale for every channel.
         context: positions that the graphs are made for; None: any.
         max_step: most new positions of one step; None: any.
     """
@@ -51,13 +52,13 @@ class KvSpec(Schema, frozen=True, kw_only=True):
     layout: Literal["static", "append", "copy"]
     num_kv_heads: Positive
     head_dim: Positive
-    dtype: FloatType = "float32"
+    dtype: CacheType = "float32"
     context: Positive | None = None
     max_step: Positive | None = None
 
     def bytes_per_token(self) -> int:
         """Bytes of keys and values that one block keeps for one position."""
-        return 2 * self.num_kv_heads * self.head_dim * FLOAT_BYTES[self.dtype]
+        return 2 * self.num_kv_heads * self.head_dim * CACHE_BYTES[self.dtype]
 
 
 class Unit(Schema, frozen=True, kw_only=True):

@@ -16,7 +16,7 @@ from edgeshard.schemas.common import (
     Schema,
     Target,
 )
-from edgeshard.schemas.model import KvSpec
+from edgeshard.schemas.model import KvSpec, ModelManifest
 
 
 class ShardManifest(Schema, frozen=True, kw_only=True):
@@ -49,6 +49,34 @@ class ShardManifest(Schema, frozen=True, kw_only=True):
     min_runtime: str = ""
     activations: FloatType = "float32"
     provider_options: dict[str, str] = msgspec.field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        model: ModelManifest,
+        digest: Digest,
+        units: range,
+        graph: Blob,
+        weights: tuple[Blob, ...],
+    ) -> ShardManifest:
+        """Units of a model, whose manifest has this digest, as one graph."""
+        return cls(
+            model=digest,
+            target=model.target,
+            precision=model.precision,
+            start=units.start,
+            stop=units.stop,
+            num_units=len(model.units),
+            graph=graph,
+            weights=weights,
+            hidden_size=model.hidden_size,
+            vocab_size=model.vocab_size,
+            max_context=model.max_context,
+            kv=model.kv,
+            opset=model.opset,
+            min_runtime=model.min_runtime,
+            activations=model.activations,
+        )
 
     @property
     def has_embedding(self) -> bool:

@@ -7,7 +7,7 @@ told it. A provider without an entry runs standard operators only.
 from __future__ import annotations
 
 from edgeshard.errors import InputError
-from edgeshard.schemas.common import FloatType, Target
+from edgeshard.schemas.common import CacheType, FloatType, Target
 from edgeshard.schemas.model import ModelManifest
 
 CPU = "CPUExecutionProvider"
@@ -61,6 +61,7 @@ def target_for(model: ModelManifest, provider: str) -> Target:
     known = [target for target in runs(provider) if target in model.targets]
     for target in known:
         if model.activations not in lacks(provider, target):
+            check_cache(model.view(target).kv.dtype, provider)
             return target
     if known:
         check_activations(model.activations, provider, known[0])
@@ -76,18 +77,33 @@ def view_for(model: ModelManifest, provider: str) -> ModelManifest:
     return model.view(target_for(model, provider))
 
 
-def check_target(target: Target, activations: FloatType, provider: str) -> None:
+def check_target(
+    target: Target, activations: FloatType, provider: str, cache: CacheType = "float32"
+) -> None:
     """Refuse a shard that a provider is not meant for.
 
     Raises:
         InputError: names target or type, the provider, and what to compile with.
     """
+    check_cache(cache, provider)
     if target not in runs(provider):
         raise InputError(
             f"{provider} runs {' or '.join(runs(provider))}, the shard is {target}; "
             f"compile with --target {runs(provider)[0]}"
         )
     check_activations(activations, provider, target)
+
+
+def check_cache(dtype: CacheType, provider: str) -> None:
+    """Refuse keys and values that a provider does not keep.
+
+    Raises:
+        InputError: names type and provider, and what to compile with.
+    """
+    if dtype == "int8" and provider != CPU:
+        raise InputError(
+            f"{provider} keeps no keys and values in {dtype}; run on {CPU}, or compile without --kv"
+        )
 
 
 def check_activations(activations: FloatType, provider: str, target: Target) -> None:

@@ -71,6 +71,7 @@ COMPILE_ONLY = {
 COMPILE_ONLY.add("transformers")
 COMPILE_ONLY.add("edgeshard.compiler")
 MAY_COMPILE = {
+    "edgeshard/cache_ranges.py",
     "edgeshard/calibrate.py",
     "edgeshard/quality.py",
     "edgeshard/verify.py",

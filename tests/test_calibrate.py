@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import transformers
-from tokenizers import Tokenizer, models, pre_tokenizers
 
 from edgeshard.calibrate import MAX_WINDOWS, WINDOW, calibrate, check_room
 from edgeshard.compiler.checkpoint import open_checkpoint
 from edgeshard.compiler.encoding import block_encoding, decode, quantise
 from edgeshard.errors import InputError
-from support.tiny_llama import NUM_BLOCKS, VOCAB, folder, reference
+from support.tiny_llama import NUM_BLOCKS, folder, reference, save_worded
 
 TEXT = "".join(chr(40 + i % 80) for i in range(3 * WINDOW + 5))
 
@@ -23,12 +20,7 @@ TEXT = "".join(chr(40 + i % 80) for i in range(3 * WINDOW + 5))
 @pytest.fixture(scope="module")
 def worded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint whose tokenizer knows single characters."""
-    place = tmp_path_factory.mktemp("worded") / "model"
-    shutil.copytree(folder("grouped"), place)
-    tokenizer = Tokenizer(models.WordLevel({chr(i): i for i in range(VOCAB)}, unk_token="?"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(place)
-    return place
+    return save_worded(tmp_path_factory.mktemp("worded") / "model")
 
 
 def test_importance_is_the_mean_square_of_what_flows_in(worded: Path) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypedDict
+from typing import TYPE_CHECKING, Annotated, Literal, TypedDict
 
 import typer
 from rich.console import Console
@@ -26,9 +27,13 @@ from edgeshard.schemas.common import FloatType, Objective, Precision, Target
 
 if TYPE_CHECKING:
     from edgeshard.artifacts.store import Store
+    from edgeshard.compiler.cache_scales import ShowCache
     from edgeshard.compiler.calibration import Calibration
     from edgeshard.compiler.finished import Compiled
     from edgeshard.schemas.profile import Profile
+
+CALIBRATED = ("int4", "int8", "mixed")
+KvWish = Literal["int8"] | None
 
 
 def _list_architectures(wanted: bool) -> None:
@@ -93,6 +98,13 @@ def compile_command(
         Path | None,
         typer.Option(help="UTF-8 text that says what matters; the model must fit into memory."),
     ] = None,
+    kv: Annotated[
+        str | None,
+        typer.Option(
+            help="int8: keys and values in a quarter of the memory, for CPUs; how large they get "
+            "is seen on the text of --calibrate, or on one of our own."
+        ),
+    ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the model in the store.")] = None,
     jobs: Annotated[
         int | None,
@@ -138,7 +150,7 @@ def compile_command(
 
     del list_architectures  # its callback has answered
     # Whatever can be refused is refused before the long part.
-    chosen = _choices(precision, target, activations, objective)
+    chosen = _choices(precision, target, activations, objective, kv)
     measured = _offline_profile(profile, cluster)
     if (cluster or profile) and plan.exists() and not force:
         raise InputError(f"{plan} exists; give --force to replace it or --plan for another place")
@@ -158,6 +170,7 @@ def compile_command(
         jobs=jobs,
         bits=bits,
         text=calibrate,
+        kv=chosen[4],
     )
     if cluster or profile:
         _plan_and_fuse(
@@ -194,10 +207,10 @@ def run_compile(
     jobs: int | None = None,
     bits: float | None = None,
     text: Path | None = None,
+    kv: KvWish = None,
 ) -> Compiled:
     """Compile with a progress bar on standard error, and say what came out."""
-    from edgeshard.compiler import finished
-    from edgeshard.compiler.generation import shown
+    from edgeshard.compiler import finished, generation
 
     wishes: Wishes = {
         "name": name,
@@ -208,17 +221,18 @@ def run_compile(
         "context": context,
         "bits": bits,
     }
-    words = None if text is None else _words(text, precision)
-    key = finished.key_of(model, {**wishes, "text": words})
+    words = None if text is None else _words(text, precision, kv)
+    shown = None if kv is None else words or _own_text()
+    key = finished.key_of(model, {**wishes, "text": words, "kv": kv, "shown": shown})
     compiled = None if key is None else finished.find(store, key)
     if compiled is None:
-        compiled = _compile(model, store, wishes, words, jobs, console)
+        compiled = _compile(model, store, wishes, words, shown, jobs, console)
         if key is not None:
             finished.leave(store, key, compiled)
     manifest = compiled.manifest
     for notice in compiled.notices:
         typer.echo(f"note: {notice}", err=True)
-    if defaults := shown(manifest.generation):
+    if defaults := generation.shown(manifest.generation):
         typer.echo(f"note: requests that say nothing else: {defaults}", err=True)
     weights = sum(blob.size_bytes for blob in manifest.blobs() if blob.suffix == ".safetensors")
     reused = f" ({compiled.num_reused} made before)" if compiled.num_reused else ""
@@ -234,17 +248,20 @@ def _compile(
     store: Store,
     wishes: Wishes,
     words: str | None,
+    shown: str | None,
     jobs: int | None,
     console: Console | None,
 ) -> Compiled:
-    """Compile with a progress bar."""
+    """Compile with a progress bar; `shown` is the text for keys and values in int8."""
     try:
         from edgeshard.compiler.compile import compile_model
     except ImportError as error:
         raise InputError(
             f"compiling needs {error.name}: install the extra `compile` (README, Installing)"
         ) from error
-    calibration = None if words is None else _calibrate(model, words, wishes["precision"])
+    calibration = None
+    if words is not None and wishes["precision"] in CALIBRATED:
+        calibration = _calibrate(model, words, wishes["precision"])
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -262,16 +279,28 @@ def _compile(
             **wishes,
             jobs=jobs,
             calibration=calibration,
+            show_cache=None if shown is None else _shower(store, shown),
             on_progress=lambda p: bar.update(
                 task, description=f"{p.step:<22}", completed=p.done, total=max(p.total, 1)
             ),
         )
 
 
-def _words(text: Path, precision: Precision | None) -> str:
+def _shower(store: Store, text: str) -> ShowCache:
+    from edgeshard.cache_ranges import cache_shower
+
+    return cache_shower(store, text)
+
+
+def _own_text() -> str:
+    """What keys and values are seen on where no text is given."""
+    return resources.files("edgeshard").joinpath("texts", "grant.txt").read_text("utf-8")
+
+
+def _words(text: Path, precision: Precision | None, kv: KvWish) -> str:
     """The text to calibrate with."""
-    if precision not in ("int4", "int8", "mixed"):
-        raise InputError("--calibrate is for the precisions int4, int8 and mixed")
+    if precision not in CALIBRATED and kv is None:
+        raise InputError("--calibrate is for the precisions int4, int8 and mixed, and for --kv")
     try:
         return text.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -285,8 +314,8 @@ def _calibrate(model: Path, words: str, precision: Precision | None) -> Calibrat
 
 
 def _choices(
-    precision: str | None, target: str, activations: str | None, objective: str
-) -> tuple[Precision | None, tuple[Target, ...], FloatType | None, Objective]:
+    precision: str | None, target: str, activations: str | None, objective: str, kv: str | None
+) -> tuple[Precision | None, tuple[Target, ...], FloatType | None, Objective, KvWish]:
     from typing import cast, get_args
 
     targets = tuple(dict.fromkeys(target.split(",")))
@@ -295,6 +324,7 @@ def _choices(
         *(("target", one, get_args(Target)) for one in targets),
         ("activations", activations, get_args(FloatType)),
         ("objective", objective, get_args(Objective)),
+        ("kv", kv, ("int8",)),
     ):
         if value is not None and value not in known:
             raise InputError(f"unknown {what} {value!r}; known: {', '.join(known)}")
@@ -303,6 +333,7 @@ def _choices(
         cast("tuple[Target, ...]", targets),
         cast("FloatType | None", activations),
         cast("Objective", objective),
+        cast("KvWish", kv),
     )
 
 

@@ -16,13 +16,31 @@ from support.tiny_llama import NUM_BLOCKS, VOCAB, compiled
 KINDS: list[tuple[Precision, Target]] = [("fp32", "ort"), ("int4", "ort"), ("int8", "portable")]
 
 
-def _graphs_only(precision: Precision, target: Target, folder: Path) -> Store:
+def _graphs_only(
+    precision: Precision, target: Target, folder: Path, *, int8_cache: bool = False
+) -> Store:
     """A store as the profiler sees it: graphs, and no weights."""
-    model = compiled("grouped", precision, target)
+    model = compiled("grouped", precision, target, int8_cache=int8_cache)
     store = Store(folder / "graphs")
     for unit in model.manifest.units:
         store.put(model.store.read(unit.graph), ".onnx")
     return store
+
+
+def test_a_window_with_keys_and_values_in_int8_runs(tmp_path: Path) -> None:
+    model = compiled("grouped", "int4", int8_cache=True)
+    graphs = _graphs_only("int4", "ort", tmp_path, int8_cache=True)
+    scratch = Store(tmp_path / "scratch")
+
+    shard = make_representative(graphs, scratch, model.manifest, model.blob, 1, 3)
+
+    session = ShardSession.open(scratch, shard, threads=1, context=16)
+    hidden = np.random.default_rng(0).standard_normal((1, 5, model.manifest.hidden_size))
+    assert np.isfinite(session.run(0, [0], hidden.astype(np.float32))).all()
+    assert np.isfinite(session.run(0, [5], hidden[:, :1].astype(np.float32))).all()
+    scales = [blob for blob in shard.weights if blob.size_bytes < 1000]
+    assert len(scales) == 3  # of each copy its own
+    session.close()
 
 
 @pytest.mark.parametrize(("unit", "count"), [(0, 1), (1, 1), (2, 1), (1, 4), (4, 1)])

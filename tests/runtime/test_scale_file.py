@@ -66,7 +66,7 @@ def test_every_product_of_a_quantised_graph_is_made_and_no_node_is_left_of_it(
     made = scale_file.scale_file(model.store, graph)
     assert made is not None
     assert {node.op_type for node in graph.graph.node} >= {"Cast", "Mul", "MatMulNBits"}
-    changed = type(graph).FromString(made.graph())
+    changed = made.graph()
     products = [node for node in changed.graph.node if node.op_type == "MatMulNBits"]
     constants = {tensor.name for tensor in changed.graph.initializer}
     assert products

@@ -23,18 +23,21 @@ from support.tiny_llama import CONTEXT, VOCAB, CompiledModel, compiled
 
 TEXT = [int(token) for token in np.random.default_rng(2).integers(0, VOCAB, 24)]
 OTHER = [int(token) for token in np.random.default_rng(3).integers(0, VOCAB, 24)]
-KINDS: list[tuple[Precision, Target]] = [
-    ("fp32", "ort"),
-    ("int8", "ort"),
-    ("int4", "ort"),
-    ("fp32", "portable"),
-    ("int4", "portable"),
-    ("fp16", "ort"),
-    ("fp32", "tensorrt"),
-    ("int8", "tensorrt"),
+Kind = tuple[Precision, Target, bool]
+KINDS: list[Kind] = [
+    ("fp32", "ort", False),
+    ("int8", "ort", False),
+    ("int4", "ort", False),
+    ("fp32", "portable", False),
+    ("int4", "portable", False),
+    ("fp16", "ort", False),
+    ("fp32", "tensorrt", False),
+    ("int8", "tensorrt", False),
+    ("fp32", "ort", True),
+    ("int4", "ort", True),
 ]
 ALIKE_EVERYWHERE = [("int8", "ort")]  # of the others the processor's kernels decide
-every_kind = pytest.mark.parametrize(("precision", "target"), KINDS)
+every_kind = pytest.mark.parametrize(("precision", "target", "int8_cache"), KINDS)
 
 
 def _assert_close(found: np.ndarray, expected: np.ndarray, precision: Precision) -> None:
@@ -46,8 +49,8 @@ def _assert_close(found: np.ndarray, expected: np.ndarray, precision: Precision)
 
 
 @every_kind
-def test_slots_are_independent(precision: Precision, target: Target) -> None:
-    model = compiled("grouped", precision, target)
+def test_slots_are_independent(precision: Precision, target: Target, int8_cache: bool) -> None:
+    model = compiled("grouped", precision, target, int8_cache=int8_cache)
     with model.chain() as alone, model.chain(slots=3) as shared:
         expected = alone.greedy(TEXT, 6)
         shared.step(0, OTHER, slot=0)
@@ -80,9 +83,9 @@ def test_threads_of_a_pinned_session_lie_on_the_other_cores() -> None:
 @every_kind
 @pytest.mark.parametrize("chunks", [(12, 12), (2, 22), (22, 2), (2,) * 12])
 def test_a_prefill_in_chunks_is_bit_equal(
-    precision: Precision, target: Target, chunks: tuple[int, ...]
+    precision: Precision, target: Target, int8_cache: bool, chunks: tuple[int, ...]
 ) -> None:
-    model = compiled("grouped", precision, target)
+    model = compiled("grouped", precision, target, int8_cache=int8_cache)
     with model.chain() as whole, model.chain() as parts:
         expected = whole.step(0, TEXT, every_position=True)[0]
         found, position = [], 0
@@ -100,10 +103,10 @@ def test_a_prefill_in_chunks_is_bit_equal(
 @every_kind
 @pytest.mark.parametrize("chunks", [(7, 8, 9), (23, 1), (1,) * 24])
 def test_a_prefill_in_other_chunks_differs_by_rounding(
-    precision: Precision, target: Target, chunks: tuple[int, ...]
+    precision: Precision, target: Target, int8_cache: bool, chunks: tuple[int, ...]
 ) -> None:
     """The 4-bit kernel takes rows in pairs, and every kernel treats a row alone in its own way."""
-    model = compiled("grouped", precision, target)
+    model = compiled("grouped", precision, target, int8_cache=int8_cache)
     with model.chain() as whole, model.chain() as parts:
         expected = whole.step(0, TEXT, every_position=True)[0]
         position = 0
@@ -114,8 +117,10 @@ def test_a_prefill_in_other_chunks_differs_by_rounding(
 
 
 @every_kind
-def test_a_slot_is_used_again_from_its_start(precision: Precision, target: Target) -> None:
-    with compiled("grouped", precision, target).chain() as chain:
+def test_a_slot_is_used_again_from_its_start(
+    precision: Precision, target: Target, int8_cache: bool
+) -> None:
+    with compiled("grouped", precision, target, int8_cache=int8_cache).chain() as chain:
         expected = chain.greedy(TEXT, 4)
         chain.greedy(OTHER, 8)
 
@@ -137,8 +142,10 @@ def test_a_kept_start_of_a_text_gives_the_bits_of_a_new_one(
 
 
 @every_kind
-def test_a_copied_start_gives_the_bits_of_a_new_one(precision: Precision, target: Target) -> None:
-    model = compiled("grouped", precision, target)
+def test_a_copied_start_gives_the_bits_of_a_new_one(
+    precision: Precision, target: Target, int8_cache: bool
+) -> None:
+    model = compiled("grouped", precision, target, int8_cache=int8_cache)
     with model.chain(3) as new, model.chain(3, slots=3) as copied:
         expected = new.step(0, [*TEXT[:16], *OTHER[:8]])
         copied.step(0, TEXT, slot=0)
@@ -157,12 +164,14 @@ def test_a_copied_start_gives_the_bits_of_a_new_one(precision: Precision, target
 
 
 @every_kind
-def test_rows_of_a_batch_equal_the_same_rows_alone(precision: Precision, target: Target) -> None:
+def test_rows_of_a_batch_equal_the_same_rows_alone(
+    precision: Precision, target: Target, int8_cache: bool
+) -> None:
     """Rows with different numbers of positions behind them step together.
 
     To the bit, where the profiler's comparison of one unit at a time finds them alike.
     """
-    model = compiled("grouped", precision, target)
+    model = compiled("grouped", precision, target, int8_cache=int8_cache)
     prompts = [TEXT, OTHER[:9], TEXT[5:20]]
     with model.chain(slots=3) as together, model.chain(slots=3) as alone:
         for slot, prompt in enumerate(prompts):
@@ -186,8 +195,10 @@ def test_rows_of_a_batch_equal_the_same_rows_alone(precision: Precision, target:
 
 
 @every_kind
-def test_every_position_gives_what_each_prefix_gives(precision: Precision, target: Target) -> None:
-    with compiled("grouped", precision, target).chain() as chain:
+def test_every_position_gives_what_each_prefix_gives(
+    precision: Precision, target: Target, int8_cache: bool
+) -> None:
+    with compiled("grouped", precision, target, int8_cache=int8_cache).chain() as chain:
         every = chain.step(0, TEXT, every_position=True)
         assert every.shape == (1, len(TEXT), VOCAB)
         for length in (2, 9, len(TEXT)):
@@ -240,6 +251,16 @@ def test_rows_beyond_the_slots_are_refused(slot: int, rows: int) -> None:
 def test_a_context_beyond_the_models_is_refused() -> None:
     with pytest.raises(InputError, match=f"context {CONTEXT + 1} is more than the model's"):
         _open(compiled("grouped"), context=CONTEXT + 1)
+
+
+def test_an_older_runtime_than_the_shard_needs_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = compiled("grouped", int8_cache=True)
+    monkeypatch.setattr(ort, "__version__", "1.26.9")
+
+    with pytest.raises(DeviceError, match=r"needs ONNX Runtime 1\.27, this device has 1\.26\.9"):
+        _open(model, context=8)
+    monkeypatch.setattr(ort, "__version__", "1.27.0")
+    _open(model, context=8).close()
 
 
 def test_an_unknown_provider_is_refused_with_those_that_are_here() -> None:

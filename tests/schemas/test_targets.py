@@ -79,6 +79,18 @@ def test_cuda_takes_float32_where_standard_operators_are_there() -> None:
     check_target("portable", "float32", CUDA)
 
 
+def test_keys_and_values_in_int8_are_for_the_cpu() -> None:
+    model = msgspec.structs.replace(_model("ort"), activations="float16")
+    model = msgspec.structs.replace(model, kv=msgspec.structs.replace(model.kv, dtype="int8"))
+    words = f"{CUDA} keeps no keys and values in int8; run on {CPU}, or compile without --kv"
+
+    assert target_for(model, CPU) == "ort"
+    with pytest.raises(InputError, match=words):
+        target_for(model, CUDA)
+    with pytest.raises(InputError, match=words):
+        check_target("ort", "float16", CUDA, "int8")
+
+
 def test_another_target_is_no_view() -> None:
     with pytest.raises(KeyError):
         _model("ort").view("portable")

@@ -35,6 +35,7 @@ from support.tiny_llama import (
     CompiledModel,
     generated,
     home,
+    shower,
 )
 
 # Every export parses the same 500 functions of torchlib anew; a third of a trace.
@@ -138,10 +139,19 @@ def folder(family: str, proof: str) -> Path:
 
 
 @cache
-def compiled(family: str, proof: str, target: Target, precision: Precision) -> CompiledModel:
+def compiled(
+    family: str, proof: str, target: Target, precision: Precision, *, int8_cache: bool = False
+) -> CompiledModel:
     """The model compiled, once in a test run; not to be changed."""
-    store = Store(home() / "families" / f"{family} {proof} {target} {precision}")
-    result = compile_model(folder(family, proof), store, precision=precision, target=target)
+    name = f"{family} {proof} {target} {precision}{' kv int8' if int8_cache else ''}"
+    store = Store(home() / "families" / name)
+    result = compile_model(
+        folder(family, proof),
+        store,
+        precision=precision,
+        target=target,
+        show_cache=shower(store) if int8_cache else None,
+    )
     return CompiledModel(store, result.manifest, result.blob)
 
 

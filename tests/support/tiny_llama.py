@@ -22,9 +22,12 @@ import numpy as np
 import torch
 import transformers
 from numpy.typing import NDArray
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from edgeshard.artifacts.fuse import fuse
 from edgeshard.artifacts.store import Store
+from edgeshard.cache_ranges import show_cache
+from edgeshard.compiler.cache_scales import ShowCache
 from edgeshard.compiler.compile import compile_model
 from edgeshard.runtime.session import ShardSession
 from edgeshard.runtime.states import decode_states, encode_states
@@ -105,6 +108,15 @@ def save(variant: str, folder: Path) -> Path:
     return folder
 
 
+def save_worded(place: Path) -> Path:
+    """Write the grouped variant with a tokenizer that knows single characters."""
+    shutil.copytree(folder("grouped"), place)
+    tokenizer = Tokenizer(models.WordLevel({chr(i): i for i in range(VOCAB)}, unk_token="?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(place)
+    return place
+
+
 @cache
 def home() -> Path:
     """A folder that lasts as long as the test run."""
@@ -145,11 +157,22 @@ class CompiledModel:
 
 
 @cache
-def compiled(variant: str, precision: Precision = "fp32", target: Target = "ort") -> CompiledModel:
+def compiled(
+    variant: str, precision: Precision = "fp32", target: Target = "ort", *, int8_cache: bool = False
+) -> CompiledModel:
     """The variant compiled, once in a test run; not to be changed."""
-    store = Store(home() / f"{variant}-{precision}-{target}")
-    result = compile_model(folder(variant), store, precision=precision, target=target)
+    store = Store(home() / f"{variant}-{precision}-{target}{'-kv-int8' if int8_cache else ''}")
+    show = shower(store) if int8_cache else None
+    result = compile_model(
+        folder(variant), store, precision=precision, target=target, show_cache=show
+    )
     return CompiledModel(store, result.manifest, result.blob)
+
+
+def shower(store: Store) -> ShowCache:
+    """Shows keys and values on random tokens."""
+    prompts = np.random.default_rng(5).integers(0, VOCAB, (4, 1, 64))
+    return lambda model: show_cache(store, model, list(prompts))
 
 
 class Chain(AbstractContextManager["Chain"]):
