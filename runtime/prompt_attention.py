@@ -19,6 +19,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from edgeshard.errors import ArtifactError
+
 IS_PROMPT = "is_prompt"  # input of a changed graph, bool []: the step has several positions
 MICROSOFT = "com.microsoft"
 CODES = -128, 127  # as the kernel clips them
@@ -34,7 +36,11 @@ def keeps_int8(model: onnx.ModelProto) -> bool:
 
 
 def with_prompt_attention(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A graph whose attentions over int8 go another way where `is_prompt` says so."""
+    """A graph whose attentions over int8 go another way where `is_prompt` says so.
+
+    Raises:
+        ArtifactError: such an attention is not as the compiler makes them.
+    """
     if not keeps_int8(model):
         return model
     dims: Dims = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
@@ -52,8 +58,25 @@ def _is_int8(node: onnx.NodeProto) -> bool:
     return node.op_type == "GroupQueryAttention" and len(node.input) == NUM_INPUTS
 
 
+def _check(node: onnx.NodeProto, dims: Dims) -> None:
+    """Refuse what could not be taken apart; the file may be anybody's."""
+    tables = [name for name in node.input[7:9] if name]
+    known = {name: len(dims.get(name, ())) for name in (*tables, *node.input[12:14])}
+    named = {one.name for one in node.attribute}
+    if (
+        [*known.values()] != [2] * len(tables) + [4, 4]
+        or not {"num_heads", "kv_num_heads"} <= named
+        or len(node.output) != 3
+    ):
+        raise ArtifactError(
+            f"operator {node.name} over int8 has not the tables, scales and ends that it should; "
+            "compile again"
+        )
+
+
 def _either_way(node: onnx.NodeProto, dims: Dims) -> onnx.NodeProto:
     """The operator and the way of prompts, behind a condition."""
+    _check(node, dims)
     alone = onnx.NodeProto()
     alone.CopyFrom(node)
     alone.output[:] = [f"{name}/step" for name in node.output]

@@ -62,6 +62,16 @@ def test_only_graphs_and_scales_are_new() -> None:
     assert structures[0] != structures[1]
 
 
+def test_a_chain_may_have_stages_of_both_kinds() -> None:
+    """Of one with little memory the keys and values may be codes, and floats elsewhere."""
+    models = [compiled("grouped", int8_cache=kept) for kept in (True, False)]
+    with models[1].chain() as floats, models[1].chain(2, models=models) as both:
+        expected, found = (chain.step(0, TEXT) for chain in (floats, both))
+
+    error = np.sqrt(np.mean((found - expected) ** 2)) / expected.std()
+    assert 0 < error < LIMIT
+
+
 def test_two_compiles_give_the_same_digest(tmp_path: Path) -> None:
     made = []
     for name in ("first", "second"):

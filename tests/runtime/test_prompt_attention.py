@@ -7,6 +7,7 @@ import onnx
 import pytest
 
 from edgeshard.artifacts.fuse import fuse
+from edgeshard.errors import ArtifactError
 from edgeshard.runtime import loading
 from edgeshard.runtime.prompt_attention import IS_PROMPT, with_prompt_attention
 from support.tiny_llama import VOCAB, CompiledModel, compiled
@@ -51,6 +52,23 @@ def test_a_condition_takes_the_place_of_the_operator_when_a_shard_is_loaded() ->
     assert kinds.count("If") == compiled("grouped", int8_cache=True).manifest.num_blocks
     assert "GroupQueryAttention" not in kinds
     assert "If" not in [node.op_type for node in graph.graph.node]  # the artifact has none
+
+
+@pytest.mark.parametrize("what", ["scale", "table", "heads", "ends"])
+def test_what_cannot_be_taken_apart_is_refused_by_name(what: str) -> None:
+    graph = _graph(compiled("grouped", int8_cache=True))
+    node = next(one for one in graph.graph.node if one.op_type == "GroupQueryAttention")
+    if what == "heads":
+        kept = [one for one in node.attribute if one.name != "num_heads"]
+        del node.attribute[:]
+        node.attribute.extend(kept)
+    elif what == "ends":
+        del node.output[1:]
+    else:
+        node.input[{"scale": 12, "table": 7}[what]] = "hidden.1"
+
+    with pytest.raises(ArtifactError, match=f"operator {node.name} over int8 has not"):
+        with_prompt_attention(graph)
 
 
 def test_attention_over_floats_stays_as_it_is() -> None:
