@@ -19,7 +19,10 @@ from edgeshard.schemas.common import Blob
 from edgeshard.schemas.model import ModelManifest
 from edgeshard.schemas.note import ModelNote
 
-_CODE = ("edgeshard", "edgeshard.artifacts", "edgeshard.compiler", "edgeshard.schemas")
+# The runtime too: its session shows keys and values for int8.
+_CODE = tuple(
+    f"edgeshard{part}" for part in ("", ".artifacts", ".compiler", ".runtime", ".schemas")
+)
 _PACKAGES = (
     *("gguf", "llvmlite", "ml_dtypes", "numba", "numpy", "onnx", "onnxruntime", "onnxscript"),
     *("optimum", "protobuf", "safetensors", "sentencepiece", "tokenizers", "torch", "transformers"),

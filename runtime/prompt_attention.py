@@ -25,6 +25,7 @@ IS_PROMPT = "is_prompt"  # input of a changed graph, bool []: the step has sever
 MICROSOFT = "com.microsoft"
 CODES = -128, 127  # as the kernel clips them
 NUM_INPUTS = 14  # of an operator over int8
+MOST_HEADS = 1024
 OF_INT8 = {"k_quant_type", "v_quant_type", "kv_cache_bit_width"}
 
 Dims = Mapping[str, Sequence[int]]
@@ -62,15 +63,16 @@ def _check(node: onnx.NodeProto, dims: Dims) -> None:
     """Refuse what could not be taken apart; the file may be anybody's."""
     tables = [name for name in node.input[7:9] if name]
     known = {name: len(dims.get(name, ())) for name in (*tables, *node.input[12:14])}
-    named = {one.name for one in node.attribute}
+    heads = {one.name: one.i for one in node.attribute if one.name in ("num_heads", "kv_num_heads")}
     if (
         [*known.values()] != [2] * len(tables) + [4, 4]
-        or not {"num_heads", "kv_num_heads"} <= named
+        or len(heads) != 2
+        or not all(0 < count <= MOST_HEADS for count in heads.values())
         or len(node.output) != 3
     ):
         raise ArtifactError(
-            f"operator {node.name} over int8 has not the tables, scales and ends that it should; "
-            "compile again"
+            f"operator {node.name} over int8 has not the tables, scales, ends and at most "
+            f"{MOST_HEADS} heads that it should; compile again"
         )
 
 

@@ -106,6 +106,40 @@ def plan_of(profile: Profile) -> Plan:
     return make_plan(FP32, digest("fp32"), profile, "a", "latency", 64, 1, 32, others=others)
 
 
+@pytest.mark.parametrize(("room", "taken"), [(100, "floats"), (6, "codes")])
+def test_keys_and_values_in_int8_are_taken_where_floats_do_not_fit(room: int, taken: str) -> None:
+    """Both of one precision; the blocks' graphs differ, and so do their structures."""
+    floats = make_model(weights_bytes=MIB // 4)
+    codes = changed(
+        floats,
+        name="codes",
+        kv=changed(floats.kv, dtype="int8"),
+        units=tuple(
+            changed(unit, structure=digest(f"int8 {unit.structure}"))
+            if unit.kind == "block"
+            else unit
+            for unit in floats.units
+        ),
+    )
+    units = measured(floats, 0.01) + measured(codes, 0.02)
+    profile = make_profile([make_device("a", units, memory_bytes=room * MIB)])
+    slots = 4 * MIB // (floats.kv.bytes_per_token() * 64)  # of floats, 4 MiB for each of 4 blocks
+
+    made = make_plan(
+        floats,
+        digest("floats"),
+        profile,
+        "a",
+        "latency",
+        64,
+        slots,
+        32,
+        others=[(codes, digest("codes"))],
+    )
+
+    assert made.model == digest(taken)
+
+
 def test_each_stage_takes_what_is_fastest_there_and_the_plan_names_it() -> None:
     profile = profile_of(0.01, 0.02)
     slower = changed(profile.devices[0], units=measured(FP32, 0.5) + measured(INT4, 0.1))

@@ -127,11 +127,14 @@ def test_a_slot_is_used_again_from_its_start(
         assert chain.greedy(TEXT, 4) == expected
 
 
-@pytest.mark.parametrize(("precision", "target"), [("int4", "ort"), ("fp32", "portable")])
+@pytest.mark.parametrize(
+    ("precision", "target", "int8_cache"),
+    [("int4", "ort", False), ("fp32", "portable", False), ("int4", "ort", True)],
+)
 def test_a_kept_start_of_a_text_gives_the_bits_of_a_new_one(
-    precision: Precision, target: Target
+    precision: Precision, target: Target, int8_cache: bool
 ) -> None:
-    model = compiled("grouped", precision, target)
+    model = compiled("grouped", precision, target, int8_cache=int8_cache)
     with model.chain() as new, model.chain() as kept:
         expected = new.step(0, [*TEXT[:16], *OTHER[:8]])
         kept.step(0, TEXT)
