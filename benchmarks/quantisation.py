@@ -18,7 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
@@ -47,6 +47,7 @@ from edgeshard.windows import windows_of
 
 Floats = NDArray[np.float32]
 Weights = dict[str, Floats]
+Kind = tuple[Precision, float | None]  # with `--bits`
 
 PEERS: dict[str, tuple[str, ...]] = {
     "Q4_0 pure": ("--pure", "--token-embedding-type", "q4_0", "Q4_0"),
@@ -159,16 +160,16 @@ def write_gguf(weights: Weights, config: Any, path: Path) -> None:
 
 
 def peers(
-    quantize: Path, weights: Weights, config: Any, out: Path
+    quantize: Path, variants: Iterable[str], weights: Weights, config: Any, out: Path
 ) -> Iterator[tuple[str, Weights, float]]:
     """llama.cpp's files of these weights: name, dequantised weights, bits a parameter."""
     source = out / "F32.gguf"
     write_gguf(weights, config, source)
     names = {gguf_name(name): name for name in weights}
     count = sum(value.size for value in weights.values())
-    for variant, arguments in PEERS.items():
+    for variant in variants:
         path = out / f"{variant.replace(' ', '-')}.gguf"
-        *options, kind = arguments
+        *options, kind = PEERS[variant]
         command = [str(quantize), *options, str(source), str(path), kind]
         subprocess.run(command, check=True, capture_output=True)
         found: Weights = {}
@@ -287,13 +288,11 @@ def own_rows(
     folder: Path,
     store: Store,
     system: str,
-    bits: list[float],
+    kinds: list[Kind],
     calibration: Calibration,
 ) -> Iterator[Row]:
-    """int4, `mixed` at each number of bits that is in reach, and int8."""
-    wanted: list[tuple[Precision, float | None]] = [("int4", None)]
-    wanted += [("mixed", number) for number in bits]
-    for precision, number in [*wanted, ("int8", None)]:
+    """The kinds that are in reach."""
+    for precision, number in kinds:
         try:
             compiled = compile_model(
                 folder, store, precision=precision, bits=number, calibration=calibration
@@ -351,7 +350,9 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="a Hugging Face folder of the Llama family")
     parser.add_argument("--window", type=int, default=512)
     parser.add_argument("--windows", type=int, default=4)
-    parser.add_argument("--bits", type=float, nargs="*", default=[7.0])
+    parser.add_argument("--bits", type=float, nargs="*", default=[7.0], help="of mixed, besides")
+    parser.add_argument("--int4-bits", type=float, nargs="*", default=[], help="of int4, besides")
+    parser.add_argument("--peer", action="append", choices=PEERS, help="instead of all")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -367,16 +368,20 @@ def main() -> None:
     print("|---|---|--:|--:|--:|--:|--:|", flush=True)
     rows = [
         judge.judge(THEIRS, *peer)
-        for peer in peers(arguments.quantize, judge.weights, judge.model.config, out)
+        for peer in peers(
+            arguments.quantize, arguments.peer or PEERS, judge.weights, judge.model.config, out
+        )
     ]
     store = Store(out / "store")
     words = resources.files("edgeshard").joinpath("texts", "grant.txt").read_text("utf-8")
-    bits = sorted({*(row.bits for row in rows), *arguments.bits})
+    kinds: list[Kind] = [("int4", number) for number in (None, *arguments.int4_bits)]
+    kinds += [("mixed", n) for n in sorted({*(row.bits for row in rows), *arguments.bits})]
+    kinds.append(("int8", None))
     for system, calibration in (
         (CALIBRATED, calibrate(folder, words, with_gains=True)),
         (OURS, Calibration()),
     ):
-        rows += own_rows(judge, folder, store, system, bits, calibration)
+        rows += own_rows(judge, folder, store, system, kinds, calibration)
     (out / "rows.json").write_text(json.dumps([asdict(row) for row in rows], indent=1), "utf-8")
     draw(rows, perplexity, folder.name, out / "curve.svg")
 

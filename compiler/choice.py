@@ -9,7 +9,7 @@ from edgeshard.compiler.calibration import Calibration
 from edgeshard.compiler.checkpoint import Checkpoint
 from edgeshard.compiler.encoding import FLOAT, ROWS, STORED, Encoding, block_encoding
 from edgeshard.compiler.lowering import precision_bits
-from edgeshard.compiler.mixture import mix, raised
+from edgeshard.compiler.mixture import fill, mix
 from edgeshard.errors import InputError
 from edgeshard.schemas.common import Precision, Target
 
@@ -70,7 +70,7 @@ def choose_encodings(
     }
     if wish.precision == "int4":
         bits, is_asked = wish.bits or INT4_BITS, wish.bits is not None
-        chosen |= raised(checkpoint, chosen, bits, wish.calibration, is_asked=is_asked)
+        return fill(checkpoint, chosen, bits, wish.calibration, is_asked=is_asked)
     return chosen
 
 

@@ -107,7 +107,7 @@ def num_zero_bytes(num_blocks: int) -> int:
     return -(-num_blocks // 2)
 
 
-def block_encoding(bits: int, columns: int, *, fine: bool = False) -> Encoding:
+def block_encoding(bits: int, columns: int, *, fine: bool = False, zeros: bool = True) -> Encoding:
     """The encoding for `bits` that fits `columns`; floats where no block does.
 
     Blocks of 64, at 4 bits with zero points: a loaded block costs eight bytes beside its codes, so
@@ -118,10 +118,11 @@ def block_encoding(bits: int, columns: int, *, fine: bool = False) -> Encoding:
         bits: 4, 6 or 8.
         columns: length of a row.
         fine: blocks of 32 at 4 bits: less lost for a stored bit, at the price of speed.
+        zeros: zero points at 4 bits: less lost, at the price of speed.
     """
     for block in (32, 16) if fine and bits == 4 else (64, 32, 16):
         if columns % block == 0:
-            return Encoding("zero_blocks" if bits == 4 else "step_blocks", bits, block)
+            return Encoding("zero_blocks" if zeros and bits == 4 else "step_blocks", bits, block)
     return FLOAT
 
 

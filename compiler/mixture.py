@@ -1,7 +1,8 @@
 """Which matrices get more than 4 bits, within a budget of bits a weight.
 
 `mixed` fills the budget that a person gives with 6 and 8 bits, from blocks of 32; `int4` has blocks
-of 64, which are read faster, and fills what is left of its 4.5 bits with 8.
+of 64, which are read faster, and fills what is left of its 4.5 bits, or of those that a person
+gives, with 8; below what zero points take it has none.
 
 Rule: whoever gains most for a byte comes first. A gain is what int4 loses and int8 does not: on a
 text measured as divergence, or from the weights alone as squared error over the squares of the
@@ -94,7 +95,7 @@ def mix(
     return {name: options[name][level] for name, level in levels.items()}
 
 
-def raised(
+def fill(
     checkpoint: Checkpoint,
     low: Mapping[str, Encoding],
     bits: float,
@@ -102,7 +103,11 @@ def raised(
     *,
     is_asked: bool = False,
 ) -> dict[str, Encoding]:
-    """The encodings in 8 bits of the matrices that gain most, within a budget.
+    """Encodings that make the best of a budget: 8 bits for the matrices that gain most.
+
+    Where 4 bits with zero points take more than was asked for, no matrix has zero points: with some
+    only, products of one input would fall apart, and fewer bits are asked for to be fast
+    (docs/adr/0040).
 
     Args:
         checkpoint: where the weights are.
@@ -112,14 +117,16 @@ def raised(
         is_asked: a person wants these bits, and hears where they are out of reach.
 
     Raises:
-        InputError: `is_asked`, and `low` takes more than `bits`, or all in int8 less.
+        InputError: `is_asked`, and all in 4 bits without zero points take more than `bits`, or all
+            in int8 less.
     """
     names = [name for name, encoding in low.items() if encoding.has_steps]
     high = _in_8_bits(checkpoint, names)
+    wanted = bits * _num_weights(checkpoint)
+    if is_asked and wanted < _all_bits(checkpoint, low):
+        low = {**low, **_without_zeros(checkpoint, names)}
     least, most = (_all_bits(checkpoint, {**low, **chosen}) for chosen in ({}, high))
-    spare = bits * _num_weights(checkpoint) - least
-    if is_asked:
-        spare = _spare(checkpoint, bits, least, most)
+    spare = _spare(checkpoint, bits, least, most) if is_asked else wanted - least
 
     def gained(name: str) -> float:
         if name in calibration.gains:
@@ -130,7 +137,7 @@ def raised(
         gains = dict(zip(names, pool.map(gained, names), strict=True))
     small, large = _bits(checkpoint, low), _bits(checkpoint, high)
     prices = {name: large[name] - small[name] for name in names}
-    return {name: high[name] for name in choose(gains, prices, spare)}
+    return {**low, **{name: high[name] for name in choose(gains, prices, spare)}}
 
 
 def _spare(checkpoint: Checkpoint, bits: float, least: float, most: float) -> float:
@@ -147,6 +154,10 @@ def _spare(checkpoint: Checkpoint, bits: float, least: float, most: float) -> fl
 
 def _in_8_bits(checkpoint: Checkpoint, names: Sequence[str]) -> dict[str, Encoding]:
     return {name: block_encoding(8, checkpoint.shape(name)[1]) for name in names}
+
+
+def _without_zeros(checkpoint: Checkpoint, names: Sequence[str]) -> dict[str, Encoding]:
+    return {name: block_encoding(4, checkpoint.shape(name)[1], zeros=False) for name in names}
 
 
 def _num_weights(checkpoint: Checkpoint) -> int:

@@ -20,6 +20,7 @@ import msgspec
 from msgspec import Meta
 
 from edgeshard.runtime.parameters import MAX_ANSWERS, Parameters
+from edgeshard.runtime.remarks import Remarks
 from edgeshard.runtime.wire import (
     MAX_LIKELY,
     MAX_TIMED_STAGES,
@@ -30,7 +31,7 @@ from edgeshard.runtime.wire import (
     Message,
     TokenId,
 )
-from edgeshard.schemas.common import Activation, Name
+from edgeshard.schemas.common import Name
 
 MAX_ASK_BYTES = 512 * 1024
 MAX_EVENT_BYTES = 512 * 1024
@@ -190,11 +191,9 @@ class Finished(Message, frozen=True):
     Attributes:
         compute_seconds: what all stages spent on decode steps, the prompt not included.
         kept_tokens: of the prompt, that the stages held already from an earlier one.
-        is_mixed: stages differ in provider, target, precision or ONNX Runtime version, and so in
-            rounding.
         answer: which one of several.
         reused_tokens: of the kept ones, that decode steps wrote, or that follow such.
-        links: how hidden states travelled from each stage to the next.
+        remarks: what may have changed its tokens.
     """
 
     id: Count
@@ -202,10 +201,9 @@ class Finished(Message, frozen=True):
     num_tokens: Count
     compute_seconds: float
     kept_tokens: Count = 0
-    is_mixed: bool = False
     answer: AnswerIndex = 0
-    links: tuple[Activation, ...] = ()
     reused_tokens: Count = 0
+    remarks: Remarks = Remarks()
 
 
 class Failed(Message, frozen=True):

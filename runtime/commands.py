@@ -328,8 +328,7 @@ class Commands:
             silence_seconds=start.silence_seconds,
             copies_slots=start.copies_slots,
             share_prompts=start.share_prompts,
-            is_mixed=start.is_mixed,
-            links=start.links,
+            remarks=start.remarks,
             tells_figures=agent.config.metrics is not None,
         )
         self._coordinator = Tenant(

@@ -23,6 +23,7 @@ from edgeshard.errors import (
     LinkError,
     PlanError,
 )
+from edgeshard.runtime.remarks import Remarks
 from edgeshard.runtime.wire import Clock, Codec, Count, Positive
 from edgeshard.schemas.common import Activation, Blob, Name
 from edgeshard.schemas.profile import LinkProfile
@@ -118,8 +119,7 @@ class StartCoordinator(Control, frozen=True):
 
     Attributes:
         beside_steps, copies_slots, share_prompts: see the schedule's `Limits`.
-        is_mixed, links: what answers are flagged with: whether stages round differently, and how
-            hidden states travel from each stage to the next.
+        remarks: what answers are flagged with.
     """
 
     epoch: Count
@@ -134,8 +134,7 @@ class StartCoordinator(Control, frozen=True):
     silence_seconds: float = 30.0
     copies_slots: bool = False
     share_prompts: bool = False
-    is_mixed: bool = False
-    links: tuple[Activation, ...] = ()
+    remarks: Remarks = Remarks()
 
 
 class Stop(Control, frozen=True):

@@ -178,9 +178,8 @@ class Coordinator:
             self._text,
             model.eos_token_ids,
             model.vocab_size,
-            self._config.is_mixed,
+            self._config.remarks,
             self._tracer,
-            self._config.links,
             model.generation,
         )
         desk.refuse_when(self._schedule.busy, self._counts.refuse)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
-from edgeshard.schemas.common import Activation, Blob
+from edgeshard.runtime.remarks import Remarks
+from edgeshard.schemas.common import Blob
 
 
 class StagePeer(msgspec.Struct, frozen=True):
@@ -23,7 +24,7 @@ class CoordinatorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
         client_keys: who may generate.
         num_groups: micro-batches that keep every stage busy.
         silence_seconds: how long a step may take before it counts as lost.
-        is_mixed, links: what answers are flagged with.
+        remarks: what answers are flagged with.
         beside_steps, copies_slots, share_prompts: see the schedule's `Limits`.
         tells_figures: the agent wants to know what is counted here.
     """
@@ -46,6 +47,5 @@ class CoordinatorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     silence_seconds: float
     copies_slots: bool = False
     share_prompts: bool = False
-    is_mixed: bool = False
-    links: tuple[Activation, ...] = ()
+    remarks: Remarks = Remarks()
     tells_figures: bool = False

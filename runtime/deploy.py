@@ -22,6 +22,7 @@ from edgeshard.runtime import control
 from edgeshard.runtime.agent_client import AgentClient
 from edgeshard.runtime.channel import KeyPair, Network
 from edgeshard.runtime.machine import cluster_digest
+from edgeshard.runtime.remarks import Remarks
 from edgeshard.runtime.schedule_limits import CHUNK_TOKENS, MIN_CHUNK_TOKENS, num_groups
 from edgeshard.schemas.cluster import Cluster
 from edgeshard.schemas.common import Activation, Blob
@@ -226,6 +227,7 @@ class _Crew:
         needed = list(dict.fromkeys([*self._names, self._plan.source]))
         runtimes = dict(zip(needed, self._on_each(needed, self._greet), strict=True))
         is_mixed = self._is_mixed([shard for shard, _ in shards], runtimes)
+        remarks = Remarks(is_mixed, self._plan.links, self._plan.depends_on_company)
         blobs = {name: self._blobs(name, manifest, model, shards) for name in needed}
         moved = self._on_each(needed, lambda name: self._send(name, store, blobs[name]))
         self._on_each(list(self._agents), lambda name: self._stop(name, needed, drain_seconds))
@@ -238,7 +240,7 @@ class _Crew:
             loaded = self._on_each(self._names, lambda name: self._load(name, loads[name]))
             self._on_each(
                 [self._plan.source],
-                lambda name: self._start(name, epoch, model, silence_seconds, is_mixed),
+                lambda name: self._start(name, epoch, model, silence_seconds, remarks),
             )
         except BaseException:
             self._stop_again(needed)
@@ -342,7 +344,7 @@ class _Crew:
         return loaded
 
     def _start(
-        self, name: str, epoch: int, model: Blob, silence_seconds: float, is_mixed: bool
+        self, name: str, epoch: int, model: Blob, silence_seconds: float, remarks: Remarks
     ) -> None:
         start = control.StartCoordinator(
             id=0,
@@ -357,8 +359,7 @@ class _Crew:
             silence_seconds=silence_seconds,
             copies_slots=self._copies,
             share_prompts=self._share_prompts,
-            is_mixed=is_mixed,
-            links=self._plan.links,
+            remarks=remarks,
         )
         self._agents[name].start_coordinator(
             start, START_SECONDS, lambda text: self._say(name, text)

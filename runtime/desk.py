@@ -18,9 +18,9 @@ from edgeshard.runtime import ask, control, wire
 from edgeshard.runtime import schedule_events as events
 from edgeshard.runtime.channel import Arrival, Listener
 from edgeshard.runtime.parameters import Parameters, Settled, check, derived_seed, settled
+from edgeshard.runtime.remarks import Remarks
 from edgeshard.runtime.text import Answer, TextModel
 from edgeshard.runtime.tracing import Tracer
-from edgeshard.schemas.common import Activation
 from edgeshard.schemas.model import Generation
 
 MAX_TURN_ASKS = 64
@@ -69,17 +69,15 @@ class Desk:
         text: TextModel,
         eos_token_ids: Collection[int],
         vocab_size: int,
-        is_mixed: bool = False,
+        remarks: Remarks | None = None,
         tracer: Tracer | None = None,
-        links: tuple[Activation, ...] = (),
         defaults: Generation | None = None,
     ) -> None:
         self._clients = clients
         self._text = text
         self._vocab_size = vocab_size
         self._eos = frozenset(eos_token_ids)
-        self._is_mixed = is_mixed
-        self._links = links
+        self._remarks = remarks or Remarks()
         self._defaults = defaults or Generation()
         self._tracer = tracer or Tracer(())
         self._live: dict[int, _Live] = {}
@@ -270,10 +268,9 @@ class Desk:
                     one.num_tokens,
                     live.decode_seconds,
                     one.num_kept,
-                    self._is_mixed,
                     live.number,
-                    self._links,
                     one.num_reused,
+                    self._remarks,
                 )
             case events.Fail():
                 end = ask.Failed(asked.id, one.kind, one.reason, one.retry_seconds)

@@ -66,6 +66,8 @@ class Result:
         links: how hidden states travelled from each stage to the next; only fp32 loses nothing.
         is_mixed: stages differ in provider, target, precision or ONNX Runtime version: other
             devices of the same model may round, and at a near tie choose, differently.
+        depends_on_company: a device computes a row of several otherwise than one alone, and
+            requests share its steps: who else was served may have changed a near tie.
         seed: that a request of this answer alone has.
         logprobs: of the tokens, where they were asked for.
         alternatives: of each token, where they were asked for.
@@ -86,6 +88,7 @@ class Result:
     alternatives: tuple[tuple[Alternative, ...], ...] = ()
     links: tuple[Activation, ...] = ()
     reused_tokens: int = 0
+    depends_on_company: bool = False
 
     @property
     def is_lossy(self) -> bool:
@@ -214,8 +217,9 @@ class Exchange:
             token_seconds=tuple(b - a for a, b in pairwise(times)),
             compute_seconds=event.compute_seconds,
             kept_tokens=event.kept_tokens,
-            is_mixed=event.is_mixed,
-            links=event.links,
+            is_mixed=event.remarks.is_mixed,
+            links=event.remarks.links,
+            depends_on_company=event.remarks.depends_on_company,
             reused_tokens=event.reused_tokens,
             trace=None if self._clocks is None else Trace(tuple(self._steps), self._clocks),
             seed=derived_seed(self._seed, event.answer),

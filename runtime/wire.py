@@ -26,7 +26,7 @@ from msgspec import Meta
 from edgeshard.errors import LinkError
 from edgeshard.schemas.common import Activation
 
-MAJOR = 8
+MAJOR = 9
 MINOR = 0
 MAX_HEADER_BYTES = 4096
 MAX_ROWS = 64

@@ -134,7 +134,7 @@ def generate(
         if answers > 1:
             typer.echo(f"{result.text}\n")
             typer.echo(f"answer {number + 1}, seed {result.seed}: ", nl=False, err=True)
-        typer.echo(_timings(result), err=True)
+        typer.echo(timings(result), err=True)
 
 
 def _connect(clusters: Sequence[Path], key: Path) -> Client | Replicas:
@@ -166,7 +166,8 @@ def _follow(generation: Generation, is_shown: bool) -> tuple[Result, ...]:
     return generation.results
 
 
-def _timings(result: Result) -> str:
+def timings(result: Result) -> str:
+    """One line on an answer that is over: its speed, and what may have changed its tokens."""
     text = (
         f"{result.prompt_tokens} prompt tokens, {len(result.token_ids)} tokens "
         f"({result.finish_reason}); first after {result.first_token_seconds * 1000:.0f} ms"
@@ -180,6 +181,8 @@ def _timings(result: Result) -> str:
         text += "; mixed: stages differ in provider, target, precision or ONNX Runtime version"
     if result.is_lossy:
         text += f"; lossy: hidden states travel as {', '.join(result.links)} between stages"
+    if result.depends_on_company:
+        text += "; company: who else was served may have changed it"
     return text
 
 
@@ -197,6 +200,7 @@ def _plain(result: Result) -> dict[str, object]:
         "reused_tokens": result.reused_tokens,
         "seed": result.seed,
         "links": result.links,
+        "depends_on_company": result.depends_on_company,
     }
     if result.logprobs:
         plain["logprobs"] = result.logprobs

@@ -12,7 +12,7 @@ from edgeshard.compiler.compile import compile_model
 from edgeshard.errors import InputError
 from edgeshard.schemas.common import FloatType, Target
 from support import tiny_family
-from support.esc import esc
+from support.esc import esc_here
 from support.tiny_llama import NUM_BLOCKS, VOCAB, compiled, folder, save_worded, shower
 
 TEXT = [int(token) for token in np.random.default_rng(9).integers(0, VOCAB, 48)]
@@ -115,9 +115,9 @@ def test_the_command_sees_them_on_a_text(tmp_path: Path) -> None:
     text.write_text("".join(chr(40 + i % 80) for i in range(600)))
     command = ("compile", str(checkpoint), "--out", str(tmp_path / "store"), "--kv", "int8")
 
-    given = esc(*command, "--calibrate", str(text), "--name", "given")
-    again = esc(*command, "--calibrate", str(text), "--name", "given")
-    own = esc(*command, "--name", "own")
+    given = esc_here(*command, "--calibrate", str(text), "--name", "given", folder=tmp_path)
+    again = esc_here(*command, "--calibrate", str(text), "--name", "given", folder=tmp_path)
+    own = esc_here(*command, "--name", "own", folder=tmp_path)
 
     assert (given.code, again.code, own.code) == (0, 0, 0), given.err + own.err
     store = Store(tmp_path / "store")
@@ -128,9 +128,9 @@ def test_the_command_sees_them_on_a_text(tmp_path: Path) -> None:
 
 
 def test_the_command_refuses_what_it_cannot_do(tmp_path: Path) -> None:
-    store = ("--out", str(tmp_path / "store"))
-    unknown = esc("compile", str(folder("grouped")), *store, "--kv", "int4")
-    wordless = esc("compile", str(folder("grouped")), *store, "--kv", "int8")
+    command = ("compile", folder("grouped"), "--out", "store")
+    unknown = esc_here(*command, "--kv", "int4", folder=tmp_path)
+    wordless = esc_here(*command, "--kv", "int8", folder=tmp_path)
 
     assert unknown.complaint == "esc: unknown kv 'int4'; known: int8"
     assert "has no tokenizer" in wordless.complaint

@@ -15,7 +15,7 @@ from onnx import TensorProto
 
 from edgeshard.artifacts.store import Store
 from edgeshard.compiler.calibration import Calibration
-from edgeshard.compiler.checkpoint import open_checkpoint
+from edgeshard.compiler.checkpoint import Checkpoint, open_checkpoint
 from edgeshard.compiler.compilation import LOWERINGS
 from edgeshard.compiler.compile import compile_model
 from edgeshard.compiler.encoding import (
@@ -29,7 +29,7 @@ from edgeshard.compiler.encoding import (
 from edgeshard.compiler.finished import Compiled
 from edgeshard.compiler.graph import Extent, GraphBuilder
 from edgeshard.compiler.lowering import Shape
-from edgeshard.compiler.mixture import DEFAULT_BITS, choose, mix, raised, spread
+from edgeshard.compiler.mixture import DEFAULT_BITS, choose, fill, mix, spread
 from edgeshard.errors import InputError
 from edgeshard.quality import weight_sizes
 from edgeshard.schemas.common import Precision, Target
@@ -100,7 +100,7 @@ def test_only_what_is_left_of_the_bits_is_spent(bits: float, is_any: bool) -> No
     shapes = {n: checkpoint.shape(n) for n in checkpoint.names()}
     low = {n: block_encoding(4, shape[1]) for n, shape in shapes.items() if len(shape) == 2}
 
-    found = low | raised(checkpoint, low, bits, Calibration())
+    found = fill(checkpoint, low, bits, Calibration())
 
     vectors = 32 * sum(shape[0] for n, shape in shapes.items() if n not in low)
     taken = vectors + sum(
@@ -116,7 +116,7 @@ def test_floats_and_blocks_of_the_file_stay_as_they_are() -> None:
     checkpoint = open_checkpoint(folder("grouped"))
     low = {VALUE: FLOAT, VALUE.replace("1", "0"): STORED["Q4_0"]}
 
-    assert raised(checkpoint, low, 32.0, Calibration()) == {}
+    assert fill(checkpoint, low, 32.0, Calibration()) == low
 
 
 def test_a_text_may_say_otherwise() -> None:
@@ -158,6 +158,77 @@ def test_bits_out_of_reach_are_refused_with_limits_that_are_within(
     assert len(within) == 2
     for said in within:
         compile_model(folder("grouped"), Store(tmp_path), precision=precision, bits=float(said))
+
+
+def _matrices(variant: str) -> tuple[Checkpoint, dict[str, Encoding]]:
+    """A checkpoint, and its matrices in 4 bits with zero points."""
+    checkpoint = open_checkpoint(folder(variant))
+    shapes = {n: checkpoint.shape(n) for n in checkpoint.names()}
+    return checkpoint, {n: block_encoding(4, s[1]) for n, s in shapes.items() if len(s) == 2}
+
+
+def _least(checkpoint: Checkpoint, low: dict[str, Encoding]) -> float:
+    """Fewest bits that `int4` may be asked for."""
+    with pytest.raises(InputError) as refused:
+        fill(checkpoint, low, 4.0, Calibration(), is_asked=True)
+    found = re.search(r"all in 4 bits takes (\d+\.\d+)", str(refused.value))
+    assert found is not None
+    return float(found[1])
+
+
+def test_below_what_zero_points_take_no_matrix_has_them() -> None:
+    checkpoint, low = _matrices("nine_heads")
+    least = _least(checkpoint, low)
+    shapes = {n: checkpoint.shape(n) for n in checkpoint.names()}
+    vectors = 32 * sum(shape[0] for n, shape in shapes.items() if n not in low)
+    with_zeros = vectors + sum(
+        e.stored_bits(shapes[n][1]) * shapes[n][0] * shapes[n][1] for n, e in low.items()
+    )
+    enough = with_zeros / sum(int(np.prod(shape)) for shape in shapes.values()) + 1e-9
+
+    fewest, almost, all_of_them = (
+        fill(checkpoint, low, bits, Calibration(), is_asked=True)
+        for bits in (least, enough - 0.001, enough)
+    )
+
+    assert least < enough - 0.01
+    assert {(e.kind, e.bits) for e in fewest.values()} == {("step_blocks", 4)}
+    assert {e.kind for e in almost.values()} == {"step_blocks"}
+    assert all_of_them == low
+
+
+def test_without_being_asked_int4_keeps_its_zero_points() -> None:
+    checkpoint, low = _matrices("nine_heads")
+
+    assert fill(checkpoint, low, 4.0, Calibration()) == low
+
+
+@pytest.mark.parametrize("variant", ["grouped", "nine_heads"])
+def test_int4_in_the_fewest_bits_answers_alike_on_both_targets(
+    variant: str, tmp_path: Path
+) -> None:
+    """The `ort` kernels round activations to 8 bits, the portable ones do not."""
+    store, least = Store(tmp_path), _least(*_matrices(variant))
+    tokens = np.random.default_rng(0).integers(3, 100, 48).tolist()
+    targets: tuple[Target, ...] = ("ort", "portable")
+    found = [
+        compile_model(folder(variant), store, precision="int4", bits=least, target=target)
+        for target in targets
+    ]
+
+    fp32, int4, fast, plain = (
+        model.chain(2).step(0, tokens, every_position=True)
+        for model in (
+            compiled(variant),
+            compiled(variant, "int4"),
+            *(CompiledModel(store, made.manifest, made.blob) for made in found),
+        )
+    )
+
+    assert _bits(tmp_path, found[0]) <= least
+    lost = np.square(plain - fp32).mean()
+    assert np.square(fast - plain).mean() < 0.1 * lost
+    assert lost < 3 * np.square(int4 - fp32).mean()
 
 
 def test_bits_that_nothing_chooses_are_refused(tmp_path: Path) -> None:

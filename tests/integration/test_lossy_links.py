@@ -48,7 +48,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
         yield found
 
 
-def _deploy(model: CompiledModel, cluster: LocalCluster, links: Links) -> Deployment:
+def _deploy(
+    model: CompiledModel, cluster: LocalCluster, links: Links, company: tuple[str, ...] = ()
+) -> Deployment:
     plan = plan_of(model.blob.digest, cluster.names, [CPU] * 3, 128)
     edges = (0, *CUTS, len(model.manifest.units))
     stages = tuple(
@@ -57,7 +59,7 @@ def _deploy(model: CompiledModel, cluster: LocalCluster, links: Links) -> Deploy
             plan.stages, edges[:-1], edges[1:], (*links, None), strict=True
         )
     )
-    plan = changed(plan, stages=stages, slots=len(PROMPTS))
+    plan = changed(plan, stages=stages, slots=len(PROMPTS), company=company)
     return deploy(
         model.store, model.manifest, model.blob, plan, cluster.cluster, cluster.keys, fuse
     )
@@ -67,7 +69,8 @@ def _deploy(model: CompiledModel, cluster: LocalCluster, links: Links) -> Deploy
 def test_a_chain_gives_the_tokens_of_one_process_that_rounds_alike_in_any_company(
     model: CompiledModel, cluster: LocalCluster, links: Links
 ) -> None:
-    deployment = _deploy(model, cluster, links)
+    company = tuple(cluster.names) if "int8" in links else ()
+    deployment = _deploy(model, cluster, links, company)
     options = {"raw": True, "max_tokens": NUM_TOKENS, "ignore_eos": True}
     with Client.connect(cluster.cluster_path, cluster.key_path) as client:
         alone = client.generate(PROMPTS[0], **options).finish()  # type: ignore[arg-type]
@@ -81,6 +84,7 @@ def test_a_chain_gives_the_tokens_of_one_process_that_rounds_alike_in_any_compan
     is_lossy = links != ("fp32", "fp32")
     assert (deployment.is_lossy, deployment.links) == (is_lossy, links)
     assert (alone.is_lossy, alone.links) == (is_lossy, links)
+    assert {one.depends_on_company for one in (alone, *results)} == {bool(company)}
 
 
 @pytest.mark.parametrize("activation", ["fp32", "fp16", "int8"])

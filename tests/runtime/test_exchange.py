@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from edgeshard.cli.generate import timings
 from edgeshard.errors import BusyError, DeviceError, InputError, LinkError
 from edgeshard.runtime import ask
 from edgeshard.runtime.exchange import Exchange
 from edgeshard.runtime.parameters import derived_seed
+from edgeshard.runtime.remarks import Remarks
 
 
 def exchange() -> Exchange:
@@ -24,6 +26,20 @@ def test_an_answer_with_its_timings() -> None:
     assert (one.result.text, one.result.token_ids) == ("FG", (70, 71))
     assert (one.result.first_token_seconds, one.result.token_seconds) == (1.0, (0.5,))
     assert (one.result.prompt_tokens, one.result.finish_reason) == (5, "stop")
+
+
+def test_an_answer_says_what_may_have_changed_its_tokens() -> None:
+    one, plain = exchange(), exchange()
+    remarks = Remarks(is_mixed=True, links=("fp32", "int8"), depends_on_company=True)
+    one.handle(ask.Finished(1, "stop", 0, 0.0, remarks=remarks), 1.6)
+    plain.handle(ask.Finished(1, "stop", 0, 0.0), 1.6)
+
+    assert one.result is not None
+    assert plain.result is not None
+    assert (one.result.is_mixed, one.result.is_lossy, one.result.depends_on_company) == (True,) * 3
+    words = [remark.split(":")[0] for remark in timings(one.result).split("; ")[2:]]
+    assert words == ["mixed", "lossy", "company"]
+    assert len(timings(plain.result).split("; ")) == 2
 
 
 def test_a_missing_token_is_an_error() -> None:

@@ -1,14 +1,20 @@
-"""Runs `esc` as a person does: a process, its exit code, its two streams."""
+"""Runs `esc` as a person does, its exit code and its two streams: in a process, or in this one."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
+
+from edgeshard.cli import main
 
 LIMIT_SECONDS = 120
+WIDE = {"COLUMNS": "200"}
 
 
 @dataclass(frozen=True)
@@ -33,7 +39,7 @@ def esc(*words: str | Path, folder: Path | None = None) -> Outcome:
     done = subprocess.run(
         [sys.executable, "-P", "-m", "edgeshard", *map(str, words)],
         cwd=folder,
-        env={**os.environ, "COLUMNS": "200"},
+        env={**os.environ, **WIDE},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -41,3 +47,20 @@ def esc(*words: str | Path, folder: Path | None = None) -> Outcome:
         check=False,
     )
     return Outcome(done.returncode, done.stdout, done.stderr)
+
+
+def esc_here(*words: str | Path, folder: Path) -> Outcome:
+    """The same in this process, which has imported already what a command is slow to import."""
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        mock.patch.object(sys, "argv", ["esc", *map(str, words)]),
+        mock.patch.dict(os.environ, WIDE),
+        contextlib.chdir(folder),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        try:
+            main()
+        except SystemExit as done:
+            code = done.code
+    return Outcome(int(code or 0), out.getvalue(), err.getvalue())
