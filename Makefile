@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: setup check test demo bench planning reproduce-paper two-hosts wheel clean
+.PHONY: setup check test openvino-setup openvino-test demo bench planning reproduce-paper two-hosts wheel clean
 
 setup: $(VENV)/.installed
 
@@ -27,15 +27,19 @@ check: setup
 	if [ -n "$$ignored" ]; then echo "tracked but ignored: $$ignored"; exit 1; fi
 
 # Two at a time, each file by one, with torch on one thread each; then those that are to have the machine.
+# A second provider is tested by openvino-test.
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --durations=5 -m "not alone" -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --durations=5 -m "not alone" -n 2 --dist loadfile --no-loadscope-reorder \
+		--ignore=tests/integration/test_openvino.py
 	$(BIN)/python -m pytest -q --durations=5 -m alone
 
 # onnxruntime-openvino has onnxruntime's import name, so an agent runs it from an environment of its own.
 OPENVINO := .venv-openvino
 DEVICE_NEEDS := jinja2 jsonschema msgspec numpy onnx prometheus_client psutil pyzmq rich tokenizers typer
 
-openvino-test: setup $(OPENVINO)/.installed
+openvino-setup: $(OPENVINO)/.installed
+
+openvino-test: setup openvino-setup
 	$(BIN)/python -m pytest -q -rs tests/integration/test_openvino.py
 
 $(OPENVINO)/.installed: pyproject.toml constraints.txt

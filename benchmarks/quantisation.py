@@ -183,8 +183,8 @@ def peers(
         yield variant, found, 8 * size / count
 
 
-def stored_weights(store: Store, model: ModelManifest) -> Weights:
-    """All weights of a compiled model, decoded, under transformers' names."""
+def stored_weights(store: Store, model: ModelManifest, like: Weights) -> Weights:
+    """All weights of a compiled model, decoded, under transformers' names as `like` has them."""
     found: Weights = {}
     for unit in model.units:
         prefix = "model."
@@ -201,28 +201,29 @@ def stored_weights(store: Store, model: ModelManifest) -> Weights:
                 elif label:
                     found.setdefault(prefix + name, value)
             for label, parts in matrices.items():
-                found |= _split(prefix, label, decode(parts, encoding_of(parts)), model)
+                columns = like[names_of(prefix, label)[0]].shape[1]
+                decoded = decode(parts, encoding_of(parts, columns))
+                found |= _split(names_of(prefix, label), decoded, model)
     return found
 
 
-def encoding_of(parts: dict[str, Any]) -> Encoding:
-    """The encoding that left these parts."""
+def encoding_of(parts: dict[str, Any], columns: int) -> Encoding:
+    """The encoding that left these parts of a matrix."""
     if "codes" not in parts:
         return FLOAT
-    block_bytes = parts["codes"].shape[1] // parts["scales"].shape[1]
-    if "zeros" in parts:
-        return Encoding("zero_blocks", 4, 2 * block_bytes)
-    if block_bytes % 3 == 0:
-        return Encoding("step_blocks", 6, block_bytes * 4 // 3)
-    return Encoding("step_blocks", 8, block_bytes)
+    bits = 8 * parts["codes"].shape[1] // columns
+    block = columns // parts["scales"].shape[1]
+    return Encoding("zero_blocks" if "zeros" in parts else "step_blocks", bits, block)
 
 
-def _split(prefix: str, label: str, rows: Floats, model: ModelManifest) -> Weights:
+def names_of(prefix: str, label: str) -> list[str]:
+    """Of the matrices that lie row behind row under a label."""
+    one = f"{label}.weight".replace(".weight.weight", ".weight")
+    return [f"{prefix}{name}" for name in one.split("+")]
+
+
+def _split(names: list[str], rows: Floats, model: ModelManifest) -> Weights:
     """Matrices that lie row behind row as one."""
-    names = [
-        f"{prefix}{name}"
-        for name in f"{label}.weight".replace(".weight.weight", ".weight").split("+")
-    ]
     sizes = {"k_proj": model.kv.num_kv_heads, "v_proj": model.kv.num_kv_heads}
     counts = [
         next((n * model.kv.head_dim for part, n in sizes.items() if part in name), 0)
@@ -302,7 +303,8 @@ def own_rows(
             continue
         sizes = weight_sizes(store, compiled.manifest.units)
         real = 8 * sum(size for size, _ in sizes) / sum(count for _, count in sizes)
-        yield judge.judge(system, precision, stored_weights(store, compiled.manifest), real)
+        weights = stored_weights(store, compiled.manifest, judge.weights)
+        yield judge.judge(system, precision, weights, real)
 
 
 def cells(row: Row) -> str:

@@ -36,6 +36,7 @@ from edgeshard.schemas.common import Name
 MAX_ASK_BYTES = 512 * 1024
 MAX_EVENT_BYTES = 512 * 1024
 MAX_UNREAD_BYTES = 1024 * 1024  # of events to a client that it has not told to have taken
+MAX_UNREAD_EVENTS = MAX_UNREAD_BYTES // 16  # none is as short, so bytes are what cuts a client off
 ACK_BYTES = 128 * 1024  # taken bytes after which a client tells at once
 
 FinishReason = Literal["stop", "length", "cancelled", "deadline"]

@@ -275,6 +275,7 @@ class Network:
         admitted: Iterable[str],
         max_bytes: int,
         queue: int,
+        unread: int | None = None,
         silence_ms: int = SILENCE_MS,
     ) -> Listener:
         """Bind.
@@ -285,6 +286,7 @@ class Network:
             admitted: public keys that may deliver.
             max_bytes: longest part that is taken.
             queue: messages that wait at most, per peer and direction.
+            unread: that a peer may leave waiting to be sent to it; as many as `queue` unless given.
             silence_ms: as of `dial`.
 
         Raises:
@@ -294,6 +296,7 @@ class Network:
         address = binding(endpoint, has_keys=self._keys is not None)
         socket = self._context.socket(zmq.ROUTER)
         self._bound_socket(socket, max_bytes, queue, silence_ms)
+        socket.setsockopt(zmq.SNDHWM, unread or queue)
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         listener = Listener(socket, None if self._keys is None else admitted)
         if self._keys is not None:

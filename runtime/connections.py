@@ -75,7 +75,7 @@ class Connections:
                 self._source.client_endpoint,
                 self._source.public_key,
                 max_bytes=ask.MAX_EVENT_BYTES,
-                queue=4096,
+                queue=ask.MAX_UNREAD_EVENTS,
                 asynchronous=self._is_async,
             )
         )

@@ -170,6 +170,7 @@ class Coordinator:
             admitted=self._config.client_keys,
             max_bytes=ask.MAX_ASK_BYTES,
             queue=4096,
+            unread=ask.MAX_UNREAD_EVENTS,
         )
         self._poller.watch(clients)
         model = self._manifest
