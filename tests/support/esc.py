@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import os
 import subprocess
@@ -63,4 +64,6 @@ def esc_here(*words: str | Path, folder: Path) -> Outcome:
             main()
         except SystemExit as done:
             code = done.code
+        finally:
+            gc.unfreeze()  # what a command of its own process keeps from the collector
     return Outcome(int(code or 0), out.getvalue(), err.getvalue())
