@@ -12,60 +12,30 @@ import argparse
 import os
 import statistics
 import sys
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
-from edgeshard.artifacts.fuse import fuse
 from edgeshard.artifacts.store import Store
-from edgeshard.runtime.session import ShardSession
+from edgeshard.bench import OneProcess
 from edgeshard.system import computing_environment
 
-Timed = Callable[[ShardSession], float]
+Timed = Callable[[OneProcess], float]
 STEPS, WARM_UP = 8, 2
-CHUNK = 512
 
 
-def opened(store: Store, name: str, threads: int, context: int) -> ShardSession:
-    """A whole model as one shard."""
-    manifest, blob = store.model(name)
-    shard, _ = fuse(store, manifest, blob, 0, len(manifest.units))
-    return ShardSession.open(store, shard, threads=threads, context=context)
+def step_seconds(model: OneProcess, context: int) -> float:
+    """Mean time of a step, once it is warm."""
+    model.decode(context, WARM_UP)
+    return model.decode(context, STEPS) / STEPS
 
 
-def step_seconds(session: ShardSession, position: int) -> float:
-    """Median time of a step at a position, once it is warm."""
-    times = []
-    for token in range(STEPS):
-        start = time.perf_counter()
-        session.run(0, [position], np.array([[token]]))
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[WARM_UP:])
-
-
-def prompt_seconds(session: ShardSession, tokens: NDArray[np.int64]) -> float:
-    """Time of a prompt in chunks."""
-    start = time.perf_counter()
-    for place in range(0, len(tokens), CHUNK):
-        session.run(0, [place], tokens[None, place : place + CHUNK])
-    return time.perf_counter() - start
-
-
-def rows(
-    sessions: dict[str, ShardSession],
-    what: str,
-    rounds: int,
-    timed: Timed,
-) -> Iterator[str]:
+def rows(models: dict[str, OneProcess], what: str, rounds: int, timed: Timed) -> Iterator[str]:
     """A line for each model."""
-    taken: dict[str, list[float]] = {name: [] for name in sessions}
+    taken: dict[str, list[float]] = {name: [] for name in models}
     for _ in range(rounds):
-        for name, session in sessions.items():
-            taken[name].append(timed(session))
+        for name, model in models.items():
+            taken[name].append(timed(model))
     first = next(iter(taken.values()))
     for name, times in taken.items():
         ratios = sorted(mine / base for mine, base in zip(times, first, strict=True))
@@ -85,20 +55,22 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
-    longest = max([*arguments.contexts, *arguments.prompts, 0]) + 1
-    random = np.random.default_rng(0)
+    longest = max([*(c + STEPS for c in arguments.contexts), *arguments.prompts])
     store = Store(arguments.store)
-    sessions = {n: opened(store, n, arguments.threads, longest) for n in arguments.model}
+    models = {
+        name: OneProcess(store, *store.model(name), arguments.threads, longest)
+        for name in arguments.model
+    }
     measured: list[tuple[str, Timed]] = [
-        (f"step {context}", partial(step_seconds, position=context))
+        (f"step {context}", partial(step_seconds, context=context))
         for context in arguments.contexts
     ]
     measured += [
-        (f"prompt {length}", partial(prompt_seconds, tokens=random.integers(3, 256, length)))
+        (f"prompt {length}", partial(OneProcess.prefill, length=length))
         for length in arguments.prompts
     ]
     for what, timed in measured:
-        for line in rows(sessions, what, arguments.rounds, timed):
+        for line in rows(models, what, arguments.rounds, timed):
             print(line, flush=True)
 
 

@@ -94,22 +94,31 @@ def test_kinds_that_cost_more_come_first_without_a_text() -> None:
         assert tuple(bits[kind] for kind in kinds) == expected
 
 
+def _matrices(variant: str) -> tuple[Checkpoint, dict[str, Encoding]]:
+    """A checkpoint, and its matrices in 4 bits with zero points."""
+    checkpoint = open_checkpoint(folder(variant))
+    shapes = {n: checkpoint.shape(n) for n in checkpoint.names()}
+    return checkpoint, {n: block_encoding(4, s[1]) for n, s in shapes.items() if len(s) == 2}
+
+
+def _taken(checkpoint: Checkpoint, matrices: dict[str, Encoding]) -> float:
+    """Bits of a parameter, with vectors in float32."""
+    shapes = {n: checkpoint.shape(n) for n in checkpoint.names()}
+    vectors = 32 * sum(shape[0] for n, shape in shapes.items() if n not in matrices)
+    bits = vectors + sum(
+        e.stored_bits(shapes[n][1]) * shapes[n][0] * shapes[n][1] for n, e in matrices.items()
+    )
+    return bits / sum(int(np.prod(shape)) for shape in shapes.values())
+
+
 @pytest.mark.parametrize(("bits", "is_any"), [(4.5, False), (6.0, True)])
 def test_only_what_is_left_of_the_bits_is_spent(bits: float, is_any: bool) -> None:
-    checkpoint = open_checkpoint(folder("grouped"))
-    shapes = {n: checkpoint.shape(n) for n in checkpoint.names()}
-    low = {n: block_encoding(4, shape[1]) for n, shape in shapes.items() if len(shape) == 2}
+    checkpoint, low = _matrices("grouped")
 
     found = fill(checkpoint, low, bits, Calibration())
 
-    vectors = 32 * sum(shape[0] for n, shape in shapes.items() if n not in low)
-    taken = vectors + sum(
-        encoding.stored_bits(shapes[n][1]) * shapes[n][0] * shapes[n][1]
-        for n, encoding in found.items()
-    )
-    values = sum(int(np.prod(shape)) for shape in shapes.values())
     assert any(encoding.bits == 8 for encoding in found.values()) == is_any
-    assert taken <= bits * values or not is_any
+    assert _taken(checkpoint, found) <= bits or not is_any
 
 
 def test_floats_and_blocks_of_the_file_stay_as_they_are() -> None:
@@ -160,13 +169,6 @@ def test_bits_out_of_reach_are_refused_with_limits_that_are_within(
         compile_model(folder("grouped"), Store(tmp_path), precision=precision, bits=float(said))
 
 
-def _matrices(variant: str) -> tuple[Checkpoint, dict[str, Encoding]]:
-    """A checkpoint, and its matrices in 4 bits with zero points."""
-    checkpoint = open_checkpoint(folder(variant))
-    shapes = {n: checkpoint.shape(n) for n in checkpoint.names()}
-    return checkpoint, {n: block_encoding(4, s[1]) for n, s in shapes.items() if len(s) == 2}
-
-
 def _least(checkpoint: Checkpoint, low: dict[str, Encoding]) -> float:
     """Fewest bits that `int4` may be asked for."""
     with pytest.raises(InputError) as refused:
@@ -179,12 +181,7 @@ def _least(checkpoint: Checkpoint, low: dict[str, Encoding]) -> float:
 def test_below_what_zero_points_take_no_matrix_has_them() -> None:
     checkpoint, low = _matrices("nine_heads")
     least = _least(checkpoint, low)
-    shapes = {n: checkpoint.shape(n) for n in checkpoint.names()}
-    vectors = 32 * sum(shape[0] for n, shape in shapes.items() if n not in low)
-    with_zeros = vectors + sum(
-        e.stored_bits(shapes[n][1]) * shapes[n][0] * shapes[n][1] for n, e in low.items()
-    )
-    enough = with_zeros / sum(int(np.prod(shape)) for shape in shapes.values()) + 1e-9
+    enough = _taken(checkpoint, low) + 1e-9
 
     fewest, almost, all_of_them = (
         fill(checkpoint, low, bits, Calibration(), is_asked=True)

@@ -108,7 +108,7 @@ def test_int4_answers_the_question_and_no_process_is_left(tmp_path: Path, store:
     before = {child.pid for child in psutil.Process().children(recursive=True)}
     with (
         running_chain(
-            tmp_path, store, compiled.manifest, compiled.blob, context=CONTEXT, num_devices=2
+            tmp_path, store, compiled.manifest, compiled.blob, context=CONTEXT
         ) as running,
         Client.connect(running.local.cluster_path, running.local.key_path) as client,
     ):

@@ -22,7 +22,7 @@ from edgeshard.schemas.profile import (
     Timing,
     UnitProfile,
 )
-from support.esc import esc_here
+from support.esc import esc, esc_here
 from support.tiny_llama import folder as checkpoint
 
 pytestmark = pytest.mark.timeout(180)
@@ -90,7 +90,7 @@ def write_inputs(folder: Path, share: float) -> Compiled:
 
 def test_a_profile_is_enough_to_plan_and_fuse(tmp_path: Path) -> None:
     compiled = write_inputs(tmp_path, 0.8)
-    outcome = esc_here(
+    outcome = esc(
         *("compile", checkpoint("grouped"), "--out", "second", "--context", "16"),
         *("--cluster", "cluster.json", "--profile", "profile.json"),
         folder=tmp_path,
