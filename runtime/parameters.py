@@ -134,6 +134,7 @@ _RANGES = {
     "deadline_seconds": _Range(0, 86400, has_low=False),
 }
 _BIAS = _Range(-100, 100)
+_KINDS = {field.name: field.type for field in msgspec.structs.fields(Parameters)}
 
 
 def parameters_of(options: Mapping[str, Any]) -> Parameters:
@@ -143,14 +144,13 @@ def parameters_of(options: Mapping[str, Any]) -> Parameters:
         InputError: one has the wrong type or is out of its range.
         TypeError: there is none of that name.
     """
-    kinds = {field.name: field.type for field in msgspec.structs.fields(Parameters)}
     converted = {}
     for name, value in options.items():
-        if name not in kinds:
-            raise TypeError(f"no parameter {name!r}; there are {', '.join(kinds)}")
+        if name not in _KINDS:
+            raise TypeError(f"no parameter {name!r}; there are {', '.join(_KINDS)}")
         plain = dict(value) if isinstance(value, Mapping) else value
         try:
-            converted[name] = msgspec.convert(plain, kinds[name])
+            converted[name] = msgspec.convert(plain, _KINDS[name])
         except msgspec.ValidationError as error:
             raise InputError(f"{name} is {_shown(value)}: {error}") from error
     parameters = Parameters(**converted)

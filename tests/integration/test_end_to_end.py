@@ -25,8 +25,7 @@ from edgeshard.runtime.session import ShardSession
 from edgeshard.verify import greedy, reference_model
 
 pytestmark = [
-    pytest.mark.timeout(300),
-    pytest.mark.alone,
+    pytest.mark.timeout(600),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::UserWarning"),

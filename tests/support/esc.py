@@ -54,6 +54,7 @@ def esc_here(*words: str | Path, folder: Path) -> Outcome:
     """The same in this process, which has imported already what a command is slow to import."""
     out, err = io.StringIO(), io.StringIO()
     with (
+        mock.patch.object(gc, "freeze"),  # what a process of its own does at its end
         mock.patch.object(sys, "argv", ["esc", *map(str, words)]),
         mock.patch.dict(os.environ, WIDE),
         contextlib.chdir(folder),
@@ -64,6 +65,4 @@ def esc_here(*words: str | Path, folder: Path) -> Outcome:
             main()
         except SystemExit as done:
             code = done.code
-        finally:
-            gc.unfreeze()  # what a command of its own process keeps from the collector
     return Outcome(int(code or 0), out.getvalue(), err.getvalue())
