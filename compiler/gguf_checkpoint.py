@@ -34,6 +34,23 @@ _TOKENS = {"bos": "bos_token_id", "padding": "pad_token_id"}
 _ENDS = ("eos", "eot", "eom")  # of the text, of a turn, of a message
 
 
+class _Reader(gguf.GGUFReader):  # type: ignore[misc]  # the package says no types
+    """The package's reader, over a plain array of the mapped file.
+
+    It takes two slices for each string of a vocabulary, and a slice of a memory map costs several
+    times as much as one of an array.
+    """
+
+    @property
+    def data(self) -> NDArray[np.uint8]:
+        """The file's bytes."""
+        return self._data
+
+    @data.setter
+    def data(self, mapped: NDArray[np.uint8]) -> None:
+        self._data = mapped.view(np.ndarray)
+
+
 class GgufCheckpoint:
     """A GGUF file of one of `GGUF_FAMILIES`."""
 
@@ -47,7 +64,7 @@ class GgufCheckpoint:
         """
         self.path = path
         try:
-            self._reader = gguf.GGUFReader(path)
+            self._reader = _Reader(path)
         except Exception as error:  # the reader raises whatever a broken header leads it to
             raise InputError(f"{path} is not a whole GGUF file: {error}; fetch it again") from error
         end = max((int(t.data_offset) + int(t.n_bytes) for t in self._reader.tensors), default=0)

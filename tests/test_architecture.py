@@ -247,3 +247,11 @@ def test_files_stay_small() -> None:
     lengths = {_name(path): len(path.read_text("utf-8").splitlines()) for path in _sources()}
 
     assert {name: length for name, length in lengths.items() if length > 400} == {}
+
+
+def test_tests_that_run_alone_are_where_make_looks_for_them() -> None:
+    mark = "mark." + "alone"
+    found = [path for path in (ROOT / "tests").rglob("*.py") if mark in path.read_text("utf-8")]
+
+    assert found
+    assert {path.parent for path in found} == {ROOT / "tests" / "integration"}

@@ -41,8 +41,9 @@ def _said(found: Description) -> tuple[object, ...]:
 
 
 @pytest.mark.usefixtures("elsewhere")
-def test_another_process_describes_the_same_model() -> None:
-    path = folder("grouped")
+@pytest.mark.parametrize("kind", ["folder", "gguf"])
+def test_another_process_describes_the_same_model(kind: str) -> None:
+    path = folder("grouped") if kind == "folder" else gguf_file("llama")
     checkpoint = open_checkpoint(path)
 
     with Describing(path) as describing:
@@ -69,12 +70,6 @@ def test_a_process_that_has_torch_describes_the_model_itself() -> None:
         found = describing.result(open_checkpoint(path))
 
     assert _said(found) == _said(describe(open_checkpoint(path)))
-
-
-@pytest.mark.usefixtures("elsewhere")
-def test_a_gguf_file_is_parsed_once() -> None:
-    with Describing(gguf_file("llama")) as describing:
-        assert describing._process is None
 
 
 def test_a_reason_travels_as_an_error() -> None:
