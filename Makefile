@@ -32,13 +32,12 @@ style: setup
 types: setup
 	$(BIN)/mypy
 
-# Two at a time, each file by one, with torch on one thread each; then those that are to have the machine,
-# from where they are, as merely to collect the others imports torch. A second provider is tested by openvino-test.
-ALONE := tests/integration
+# Two at a time, each file by one, with torch on one thread each; then those that are to have the machine, from
+# their own folder: to collect the others takes 15 s. A second provider is tested by openvino-test.
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --durations=5 -m "not alone" -n 2 --dist loadfile --no-loadscope-reorder \
 		--ignore=tests/integration/test_openvino.py
-	$(BIN)/python -m pytest -q --durations=5 -m alone $(ALONE)
+	$(BIN)/python -m pytest -q --durations=5 -m alone tests/integration
 
 # onnxruntime-openvino has onnxruntime's import name, so an agent runs it from an environment of its own.
 OPENVINO := .venv-openvino
