@@ -34,21 +34,17 @@ _TOKENS = {"bos": "bos_token_id", "padding": "pad_token_id"}
 _ENDS = ("eos", "eot", "eom")  # of the text, of a turn, of a message
 
 
-class _Reader(gguf.GGUFReader):  # type: ignore[misc]  # the package says no types
+class _Reader(gguf.GGUFReader):
     """The package's reader, over a plain array of the mapped file.
 
     It takes two slices for each string of a vocabulary, and a slice of a memory map costs several
     times as much as one of an array.
     """
 
-    @property
-    def data(self) -> NDArray[np.uint8]:
-        """The file's bytes."""
-        return self._data
-
-    @data.setter
-    def data(self, mapped: NDArray[np.uint8]) -> None:
-        self._data = mapped.view(np.ndarray)
+    def __setattr__(self, name: str, value: object) -> None:
+        """Keep the map that the package sets as an array of the same bytes."""
+        plain = value.view(np.ndarray) if isinstance(value, np.memmap) else value
+        super().__setattr__(name, plain)
 
 
 class GgufCheckpoint:

@@ -35,7 +35,7 @@ from support import encoded
 from support.gguf_file import HEADS, KV_HEADS, MIXED, NUM_BLOCKS, GgufFile, shapes, write_gguf
 from support.tiny_llama import CompiledModel
 
-KINDS = gguf.GGMLQuantizationType
+KINDS: type[gguf.GGMLQuantizationType] = gguf.GGMLQuantizationType
 CASES = settings(derandomize=True, deadline=None, max_examples=60)
 sizes = st.tuples(st.integers(1, 5), st.integers(1, 4), st.integers(0, 2**32 - 1))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +130,11 @@ def _gguf(folder: Path, **said: float | str) -> Path:
 
     def more(writer: gguf.GGUFWriter) -> None:
         for name, value in said.items():
-            add = {float: writer.add_float32, int: writer.add_int32, str: writer.add_string}
+            add: dict[type, Callable[..., None]] = {
+                float: writer.add_float32,
+                int: writer.add_int32,
+                str: writer.add_string,
+            }
             add[type(value)](f"general.sampling.{name}", value)
 
     return write_gguf(folder / "model.gguf", more=more).path
